@@ -149,6 +149,16 @@ FIGURES = (
     Figure("chaos_notice_seconds_max", "until `/ready` tells a death, seconds", most=2),
     Figure("chaos_ports_moved", "ports that changed meanwhile", most=0, exact=True),
     Figure(
+        "replicas_turns",
+        "turns of 20 clients while three Isabellas, two Lettas, Postgres and the gateway are killed and restarted",
+    ),
+    Figure("replicas_turns_per_second", "turns a second of the same processes while none is killed"),
+    Figure(
+        "replicas_lost_turns", "turns of these without an answer or a true event, or stored twice", least=0, most=0
+    ),
+    Figure("replicas_overlaps", "turns of one agent that overlapped", least=0, most=0),
+    Figure("replicas_foreign_keys", "requests with a key that is not the vendor's own", least=0, most=0),
+    Figure(
         "flood_health_seconds_max",
         "slowest `/health` under 5,000 half-open requests, 100 unfinished bodies of 60 MB, 2,000 streams, seconds",
         most=1.0,

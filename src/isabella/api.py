@@ -187,7 +187,8 @@ async def _open_session(
     notices = settings.contradictions(tuple(provider.vendor for provider in desired))
     letta = connection or await connect(settings)
     if gate is None:
-        advisory = None if letta.database_url is None else AdvisoryLocks(letta.database_url)
+        url = letta.database_url
+        advisory = None if url is None else AdvisoryLocks(url, several=settings.several_backends)
         gate = ProviderLock(advisory, patience=settings.gate_timeout)
     async with LettaClient.open(letta) as client:
         options = Options(

@@ -13,14 +13,22 @@ from isabella.letta.client import Connection, configured_connection
 if TYPE_CHECKING:
     from isabella.embedded import Letta, Server
 
+_SECONDS = 3  # that the operator's Postgres may take to answer
+
 
 def embedded_server(settings: Settings, **options: Any) -> Server:
     """Return the embedded server that the settings mean; `options` are further fields of `Server`."""
     # Imported late: with LETTA_BASE_URL, nothing of the embedded server is needed.
     from isabella.embedded import Server
     from isabella.embedded.backups import BackupPolicy
+    from isabella.embedded.own_postgres import OwnPostgres
 
-    given: dict[str, Any] = {"master_key": settings.letta_encryption_key, "backups": BackupPolicy.of(settings)}
+    url = settings.postgres_url
+    given: dict[str, Any] = {
+        "master_key": settings.letta_encryption_key,
+        "backups": BackupPolicy.of(settings),
+        "own": None if url is None else OwnPostgres.of(url, "ISABELLA_POSTGRES_URL"),
+    }
     return Server(settings.home, lock=settings.letta_lock, sandbox=settings.tool_sandbox, **(given | options))
 
 
@@ -41,10 +49,12 @@ def embedded_connection(settings: Settings, letta: Letta) -> Connection:
 async def connect(settings: Settings) -> Connection:
     """Return the connection to the Letta at `LETTA_BASE_URL`, or else to the embedded one. It starts nothing.
 
-    Raises `ConfigurationError` if neither is there, and `EmbeddedError` if the embedded one has another master key.
+    Raises `ConfigurationError` if neither is there, and `EmbeddedError` if the embedded one has another master key,
+    or the operator's Postgres does not answer.
     """
     connection = await connect_if_running(settings)
     if connection is None:
+        await anyio.to_thread.run_sync(_refuse_silent_postgres, settings)
         raise ConfigurationError(
             "No Letta is named, and none runs here.",
             remedy="Start one with `isabella letta up`, or put LETTA_BASE_URL into .env.",
@@ -66,3 +76,10 @@ async def connect_if_running(settings: Settings) -> Connection | None:
 
 def _running(settings: Settings) -> Letta | None:
     return embedded_server(settings).running()
+
+
+def _refuse_silent_postgres(settings: Settings) -> None:
+    """Raise `EmbeddedError` if the embedded Letta is missing because the operator's Postgres is."""
+    own = embedded_server(settings).own
+    if own is not None and not own.answers(_SECONDS):
+        raise own.silence()

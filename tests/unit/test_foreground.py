@@ -9,9 +9,9 @@ import pytest
 from pydantic import SecretStr
 
 from isabella.config.settings import load_settings
-from isabella.embedded import foreground
-from isabella.embedded.foreground import Database, letta_process
+from isabella.embedded.foreground import letta_process
 from isabella.embedded.instance import InstancePaths
+from isabella.embedded.own_postgres import OwnPostgres
 from isabella.errors import ConfigurationError, IsabellaError, StartFailed
 from isabella.practice.foreground import serve
 from isabella.system import state
@@ -37,7 +37,7 @@ ENVIRONMENT = {
 )
 def test_the_url_of_the_database(url: str, plain: str, tls: str) -> None:
     """Options are taken off, because Letta's two drivers know others, except for the protection."""
-    database = Database.of(SecretStr(url))
+    database = OwnPostgres.of(SecretStr(url), "ISABELLA_DATABASE_URL")
     assert (database.url.get_secret_value(), database.tls) == (plain, tls)
 
 
@@ -47,7 +47,7 @@ def test_the_url_of_the_database(url: str, plain: str, tls: str) -> None:
 def test_other_forms_of_a_url_are_refused(url: str) -> None:
     """Without host or name of a database, Letta would look elsewhere."""
     with pytest.raises(ConfigurationError, match="ISABELLA_DATABASE_URL"):
-        Database.of(SecretStr(url))
+        OwnPostgres.of(SecretStr(url), "ISABELLA_DATABASE_URL")
 
 
 def installed(home: Path) -> InstancePaths:
@@ -70,7 +70,7 @@ def test_letta_wants_its_secrets_and_its_installation(tmp_path: Path) -> None:
     with pytest.raises(StartFailed, match="is not installed"):
         letta_process(load_settings(environment=environment | ENVIRONMENT), "127.0.0.1", 0)
     installed(tmp_path)
-    with pytest.raises(StartFailed, match="database cannot be used") as unreachable:
+    with pytest.raises(StartFailed, match="cannot be used") as unreachable:
         letta_process(load_settings(environment=environment | ENVIRONMENT), "127.0.0.1", 0)
     assert "canary-password" not in str(unreachable.value)
 
@@ -82,7 +82,7 @@ def test_the_process_of_letta(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, r
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PGSSLROOTCERT", "/ca.crt")
     monkeypatch.setenv("GROQ_API_KEY", "gsk_canary")
-    monkeypatch.setattr(foreground, "_prepare", lambda _: revision)
+    monkeypatch.setattr(OwnPostgres, "prepare", lambda _: revision)
     environment = ENVIRONMENT | {
         "ISABELLA_HOME": str(tmp_path),
         "ISABELLA_DATABASE_URL": f"{URL}?sslmode=verify-full",
@@ -106,7 +106,7 @@ def test_the_process_of_letta(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, r
 def test_a_taken_port_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Letta itself would say so after its imports."""
     installed(tmp_path)
-    monkeypatch.setattr(foreground, "_prepare", lambda _: "head")
+    monkeypatch.setattr(OwnPostgres, "prepare", lambda _: "head")
     settings = load_settings(environment=ENVIRONMENT | {"ISABELLA_HOME": str(tmp_path)})
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigurationError, match="cannot listen"):
         letta_process(settings, "127.0.0.1", taken.getsockname()[1])

@@ -34,7 +34,7 @@ class SilentLetta:
         self._answer = answer
         self.go_on = anyio.Event()
 
-    async def stream(self, _agent_id: str, _text: str, _images: object) -> AsyncGenerator[str, None]:
+    async def stream(self, *_message: object) -> AsyncGenerator[str, None]:
         """Begin, and go on only when told to."""
         yield PING
         await self.go_on.wait()
@@ -97,7 +97,7 @@ class EndingLetta:
     def __init__(self, word: str) -> None:
         self._word = word
 
-    async def stream(self, _agent_id: str, _text: str, _images: object) -> AsyncGenerator[str, None]:
+    async def stream(self, *_message: object) -> AsyncGenerator[str, None]:
         """Begin, and end at once."""
         yield PING
         yield f'data: {{"message_type": "stop_reason", "stop_reason": "{self._word}"}}'
@@ -134,7 +134,7 @@ async def test_a_slow_vendor_gets_the_time_that_its_prompt_needs() -> None:
 class EndlessLetta(SilentLetta):
     """A Letta whose model repeats itself."""
 
-    async def stream(self, _agent_id: str, _text: str, _images: object) -> AsyncGenerator[str, None]:
+    async def stream(self, *_message: object) -> AsyncGenerator[str, None]:
         """Send a word now and then."""
         yield PING
         while True:
@@ -177,7 +177,7 @@ class CallingLetta:
             *lines,
         ]
 
-    async def stream(self, _agent_id: str, _text: str, _images: object) -> AsyncGenerator[str, None]:
+    async def stream(self, *_message: object) -> AsyncGenerator[str, None]:
         """Send the lines."""
         for line in self._lines:
             yield line

@@ -78,7 +78,7 @@ def settings(env_file: EnvFile = None, as_json: AsJson = False) -> None:
         if field == "sources":
             continue
         value = getattr(current, field)
-        if field == "database_url" and value is not None:
+        if field in ("database_url", "postgres_url") and value is not None:
             shown = "(set)"
         elif isinstance(value, SecretStr):
             shown = mask(value.get_secret_value())

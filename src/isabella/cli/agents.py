@@ -387,7 +387,11 @@ async def _turns_held(agent_service: AgentService, agent_id: str) -> AsyncIterat
 
     settings = agent_service.settings
     async with (
-        open_locks(agent_service.connection.database_url, patience=settings.gate_timeout) as locks,
+        open_locks(
+            agent_service.connection.database_url,
+            patience=settings.gate_timeout,
+            several=settings.several_backends,
+        ) as locks,
         TurnQueue(locks.advisory, patience=settings.turn_wait).take(agent_id).reached(),
     ):
         yield

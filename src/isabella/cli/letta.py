@@ -93,8 +93,8 @@ def run(
 ) -> None:
     """Run an installed Letta in the foreground, on a Postgres of your own with pgvector, for instance in a container.
 
-    It needs ISABELLA_DATABASE_URL, LETTA_API_KEY and LETTA_ENCRYPTION_KEY, or files with them. Its own log goes to
-    standard output. It migrates the database first if necessary.
+    It needs ISABELLA_DATABASE_URL (or ISABELLA_POSTGRES_URL), LETTA_API_KEY and LETTA_ENCRYPTION_KEY, or files with
+    them. Its own log goes to standard output. It migrates the database first if necessary.
     """
     from isabella.embedded.foreground import letta_process
     from isabella.errors import ConfigurationError
@@ -199,6 +199,11 @@ def logs(
     server = _server(release, instance, home, env_file)
     current = server.status()
     path = current.postgres_log if postgres else current.letta_log
+    if postgres and current.own_postgres is not None:
+        raise EmbeddedError(
+            f"Letta's database is in a Postgres of your own, at {current.own_postgres}.",
+            remedy="Read the log of that Postgres, where it runs.",
+        )
     if path is None or not (path.exists() or follow):
         raise EmbeddedError(
             f"{'Postgres' if postgres else f'Letta {release}'} has no log yet.",
@@ -239,6 +244,7 @@ def _as_json(current: InstanceStatus) -> dict[str, Any]:
         {"running": status.pid is not None, "pid": status.pid, "port": status.port, "healthy": status.healthy}
         for status in (current.letta, current.postgres)
     )
+    own = {"own": current.own_postgres, "healthy": current.postgres.healthy}
     return {
         "version": current.release,
         "instance": current.instance,
@@ -247,7 +253,7 @@ def _as_json(current: InstanceStatus) -> dict[str, Any]:
         "running": current.running,
         "base_url": current.base_url,
         "letta": letta,
-        "postgres": postgres,
+        "postgres": postgres if current.own_postgres is None else own,
         "folder": str(current.folder),
         "data": str(current.data) if current.data else None,
         "password_file": str(current.password_file),
@@ -262,13 +268,16 @@ def _show(current: InstanceStatus) -> None:
             return "not running"
         return f"{'running' if status.healthy else 'does not answer'}, pid {status.pid}, port {status.port}"
 
+    def own(where: str) -> str:
+        return f"{'answers' if current.postgres.healthy else 'does not answer'}, your own, at {where}"
+
     rows = {
         f"Letta {current.release}": service(current.letta) if current.installed else "not installed",
         "Dependencies": f"{current.lock} lock" if current.lock else "-",
-        "Postgres": service(current.postgres),
+        "Postgres": service(current.postgres) if current.own_postgres is None else own(current.own_postgres),
         "Base URL": current.base_url or "-",
         "Password": str(current.password_file) if current.password_file.exists() else "-",
-        "Data": str(current.data or current.folder),
+        "Data": current.own_postgres or str(current.data or current.folder),
         "Log": str(current.letta_log),
     }
     for name, value in rows.items():

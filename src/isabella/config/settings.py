@@ -28,7 +28,7 @@ from isabella.system.terminal import LogFormat
 _ADDRESS = TypeAdapter(AnyHttpUrl)
 _GATEWAY_MODES = ("auto", "on", "off")
 #: The secrets that a file may hold: `LETTA_API_KEY_FILE` names the file of `LETTA_API_KEY`.
-_SECRETS = ("letta_api_key", "letta_encryption_key", "database_url", "token")
+_SECRETS = ("letta_api_key", "letta_encryption_key", "database_url", "postgres_url", "token")
 MAKE_MASTER_KEY = "python3 -c 'import secrets; print(secrets.token_hex(32))'"
 
 
@@ -98,6 +98,7 @@ class Settings(BaseSettings):
     strict: bool = False  #: whether the start fails if a provider is not proven
     provider_types: ProviderTypes = ProviderTypes.NATIVE
     database_url: SecretStr | None = None  #: Letta's Postgres, for locks that hold across processes
+    postgres_url: SecretStr | None = None  #: a Postgres of the operator's own for the embedded Letta
     config_file: Path = Path("isabella.toml")  #: declares further vendors
     agents_file: Path | None = None  #: defines the agents; None: those of the package
     embeddings: Embeddings = Embeddings.AUTO
@@ -175,7 +176,9 @@ class Settings(BaseSettings):
             raise ValueError(f"it has to be 64 hexadecimal characters (32 bytes). Make one with: {MAKE_MASTER_KEY}")
         return value
 
-    @field_validator("letta_api_key", "database_url", "token", "agents_file", "backup_folder", mode="before")
+    @field_validator(
+        "letta_api_key", "database_url", "postgres_url", "token", "agents_file", "backup_folder", mode="before"
+    )
     @classmethod
     def _empty_is_unset(cls, value: Any) -> Any:
         text = value.get_secret_value() if isinstance(value, SecretStr) else value
@@ -221,14 +224,25 @@ class Settings(BaseSettings):
 
     def model_post_init(self, context: Any, /) -> None:
         """Register the secrets for redaction."""
-        for secret in (self.letta_api_key, self.letta_encryption_key, self.database_url, self.token):
+        urls = [url for url in (self.database_url, self.postgres_url) if url is not None]
+        for secret in (self.letta_api_key, self.letta_encryption_key, self.token, *urls):
             if secret is not None:
                 redaction.remember(secret.get_secret_value())
-        if self.database_url is not None:
+        for url in urls:
             # An error may quote the password without the URL around it.
             with suppress(ValueError):
-                password = urlsplit(self.database_url.get_secret_value()).password or ""
+                password = urlsplit(url.get_secret_value()).password or ""
                 redaction.remember(password, unquote(password))
+
+    @property
+    def several_backends(self) -> bool:
+        """Whether other backends may use the same Letta, or the same database, which this one does not run."""
+        return (self.letta_base_url or self.postgres_url) is not None
+
+    @property
+    def known_database(self) -> SecretStr | None:
+        """The URL of the Postgres of a Letta of the operator's own; None if it is not known."""
+        return self.database_url or self.postgres_url
 
     @property
     def host_names(self) -> frozenset[str]:

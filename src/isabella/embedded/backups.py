@@ -173,7 +173,7 @@ def create(
             f"The backup {path} cannot be made: {error.filename or path.parent}: {state.why(error)}.",
             remedy="Make room there, correct its permissions, or set ISABELLA_BACKUP_FOLDER to another folder.",
         ) from error
-    with databases.snapshot(access.url()) as snapshot:
+    with databases.snapshot(access.letta) as snapshot:
         values = encrypted_columns.read_values_in(snapshot.connection, keys)
         about = {
             "format": archive.FORMAT,

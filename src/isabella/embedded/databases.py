@@ -7,19 +7,24 @@ through pipes: nothing of it is stored in plaintext.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from secrets import token_hex
 from typing import IO, TYPE_CHECKING, Any, cast
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from pydantic import SecretStr
 
 from isabella.embedded import child_processes, postgres
 from isabella.embedded.archive import PIECE
-from isabella.errors import EmbeddedError
+from isabella.embedded.own_postgres import OwnPostgres
+from isabella.errors import EmbeddedError, LockTimeout
+from isabella.locks.postgres import lock_key
 from isabella.system.redaction import redact
 
 if TYPE_CHECKING:
@@ -27,6 +32,17 @@ if TYPE_CHECKING:
 
 _SCRATCH, _FORMER = "letta_scratch_", "letta_former_"
 _ATTEMPTS = 20
+#: Variables for Postgres' programs, and the parts of a URL in them.
+_VARIABLES = {
+    "PGHOST": "host",
+    "PGPORT": "port",
+    "PGUSER": "user",
+    "PGPASSWORD": "password",
+    "PGDATABASE": "dbname",
+    "PGSSLMODE": "sslmode",
+    "PGSSLROOTCERT": "sslrootcert",
+    "PGREQUIREAUTH": "require_auth",
+}
 _TABLES = """
 SELECT table_name FROM information_schema.tables
 WHERE table_schema = 'public' AND table_type = 'BASE TABLE' ORDER BY table_name
@@ -35,19 +51,45 @@ WHERE table_schema = 'public' AND table_type = 'BASE TABLE' ORDER BY table_name
 
 @dataclass(frozen=True)
 class Access:
-    """The passwords of a running Postgres of an instance, and its port on loopback."""
+    """Letta's database in a Postgres that runs, and databases beside it."""
 
-    port: int
-    superuser_password: SecretStr
-    password: SecretStr  # that of the role which owns Letta's database
+    letta: SecretStr  # its URL, as the role that owns it
+    admin: SecretStr  # the URL of the database `postgres`, as a role that may create others
+    own: bool = False  # whether the Postgres is the operator's own
 
-    def url(self, name: str = postgres.DATABASE) -> SecretStr:
-        """Return the URL of a database, as the role that owns it."""
-        return postgres.database_url(self.port, self.password, name=name)
+    @classmethod
+    def of_instance(cls, port: int, superuser_password: SecretStr, password: SecretStr) -> Access:
+        """Return the access to the Postgres of an instance, at a port of loopback."""
+        admin = postgres.database_url(port, superuser_password, user=postgres.SUPERUSER, name="postgres")
+        return cls(postgres.database_url(port, password), admin)
 
-    def admin_url(self, name: str = "postgres") -> SecretStr:
-        """Return the URL of a database, as the superuser."""
-        return postgres.database_url(self.port, self.superuser_password, user=postgres.SUPERUSER, name=name)
+    @classmethod
+    def of_own(cls, database: OwnPostgres) -> Access:
+        """Return the access to a Postgres of the operator's own, with the one role that is known."""
+        url = database.client_url
+        return cls(url, _named(url, "postgres"), own=True)
+
+    @property
+    def name(self) -> str:
+        """The name of Letta's database."""
+        return unquote(urlsplit(self.letta.get_secret_value()).path[1:])
+
+    @property
+    def role(self) -> str:
+        """The role that owns it."""
+        return unquote(urlsplit(self.letta.get_secret_value()).username or "")
+
+    def url(self, name: str | None = None) -> SecretStr:
+        """Return the URL of a database, by default Letta's, as the role that owns it."""
+        return self.letta if name is None else _named(self.letta, name)
+
+    def admin_url(self, name: str | None = None) -> SecretStr:
+        """Return the URL of a database, by default `postgres`, as the role that may create others."""
+        return self.admin if name is None else _named(self.admin, name)
+
+
+def _named(url: SecretStr, name: str) -> SecretStr:
+    return SecretStr(urlsplit(url.get_secret_value())._replace(path=f"/{quote(name, safe='')}").geturl())
 
 
 @dataclass(frozen=True)
@@ -108,18 +150,23 @@ def scratch_database(access: Access) -> Iterator[str]:
     name = f"{_SCRATCH}{token_hex(4)}"
     try:
         drop_leftovers(access)
-        with postgres.connect(access.admin_url()) as connection:
+        with postgres.connect(access.admin) as connection:
             connection.execute(
                 sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE template0").format(
-                    sql.Identifier(name), sql.Identifier(postgres.ROLE)
+                    sql.Identifier(name), sql.Identifier(access.role)
                 )
             )
         with postgres.connect(access.admin_url(name)) as connection:
             connection.execute(sql.SQL("CREATE EXTENSION {}").format(sql.Identifier(postgres.EXTENSION)))
     except psycopg.Error as error:
+        with suppress(psycopg.Error):
+            _drop(access, name)
         raise EmbeddedError(
             f"No database could be created beside Letta's: {redact(str(error)).strip()}",
-            remedy="Read the log of Postgres (isabella letta logs --postgres), and repeat.",
+            remedy="Use a home without ISABELLA_POSTGRES_URL, whose Postgres Isabella makes, or let the role "
+            f'"{access.role}" create databases, and the extension vector in them.'
+            if access.own
+            else "Read the log of Postgres (isabella letta logs --postgres), and repeat.",
         ) from error
     try:
         yield name
@@ -128,12 +175,31 @@ def scratch_database(access: Access) -> Iterator[str]:
             _drop(access, name)
 
 
+@contextmanager
+def alone(access: Access, seconds: float) -> Iterator[None]:
+    """Hold the lock of the databases beside Letta's, which holds for every home; `LockTimeout` after some seconds."""
+    import psycopg
+
+    try:
+        with postgres.connect(access.letta) as connection:
+            milliseconds = max(1, round(seconds * 1000))
+            connection.execute("SELECT set_config('lock_timeout', %s, false)", (f"{milliseconds}ms",))
+            connection.execute("SELECT pg_advisory_lock(%s)", (lock_key("scratch"),))
+            yield
+    except psycopg.errors.LockNotAvailable:
+        raise LockTimeout(
+            "Another backup of this database is being verified.", remedy="Wait until it is done, and repeat."
+        ) from None
+    except psycopg.Error as error:
+        raise EmbeddedError(f"Letta's database cannot be used: {redact(str(error)).strip()}") from error
+
+
 def drop_leftovers(access: Access) -> None:
     """Drop the databases that were made here; the caller holds their lock. After a failure the next call does it."""
     import psycopg
 
     with suppress(psycopg.Error):
-        with postgres.connect(access.admin_url()) as connection:
+        with postgres.connect(access.admin) as connection:
             names = [str(name) for (name,) in connection.execute("SELECT datname FROM pg_database").fetchall()]
         for name in names:
             if name.startswith((_SCRATCH, _FORMER)):
@@ -143,7 +209,7 @@ def drop_leftovers(access: Access) -> None:
 def _drop(access: Access, name: str) -> None:
     from psycopg import sql
 
-    with postgres.connect(access.admin_url()) as connection:
+    with postgres.connect(access.admin) as connection:
         connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
@@ -184,13 +250,13 @@ def take_place(access: Access, name: str) -> None:
     from psycopg import sql
 
     rename = sql.SQL("ALTER DATABASE {} RENAME TO {}")
-    letta, new = sql.Identifier(postgres.DATABASE), sql.Identifier(name)
+    letta, new = sql.Identifier(access.name), sql.Identifier(name)
     former = sql.Identifier(f"{_FORMER}{token_hex(4)}")
-    with postgres.connect(access.admin_url()) as connection:
+    with postgres.connect(access.admin) as connection:
         for attempt in range(1, _ATTEMPTS + 1):
             connection.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname IN (%s, %s)",
-                (postgres.DATABASE, name),
+                (access.name, name),
             )
             try:
                 with connection.transaction():
@@ -221,7 +287,7 @@ def _program(
     options = tuple(f"{option}{environ['PGDATABASE']}" if option == "--dbname=" else option for option in options)
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
-            [str(postgres.client_program(name)), *options, "--no-password"],
+            [str(_path(name, url)), *options, "--no-password"],
             cwd="/",
             env=environ,
             stdin=stdin,
@@ -247,13 +313,25 @@ def _program(
             )
 
 
+def _path(name: str, url: SecretStr) -> Path:
+    """Return the path of one of Postgres' programs; those that come with Isabella know no TLS."""
+    if parse_qs(urlsplit(url.get_secret_value()).query).get("sslmode", ["disable"]) == ["disable"]:
+        return postgres.client_program(name)
+    found = shutil.which(name)
+    if found is None:
+        raise EmbeddedError(
+            f"{name} is not installed, and the one that comes with Isabella cannot use TLS.",
+            remedy="Install the client programs of Postgres, of the server's version or a later one.",
+        )
+    return Path(found)
+
+
 def _connection_variables(url: SecretStr) -> dict[str, str]:
     from psycopg.conninfo import conninfo_to_dict
 
-    parts = conninfo_to_dict(url.get_secret_value())
-    names = {"PGHOST": "host", "PGPORT": "port", "PGUSER": "user", "PGPASSWORD": "password", "PGDATABASE": "dbname"}
-    variables: Mapping[str, str] = {variable: str(parts[name]) for variable, name in names.items()}
-    return {**variables, "PGSSLMODE": "disable", "PGREQUIREAUTH": postgres.AUTH_METHOD, "LC_ALL": "C"}
+    parts = conninfo_to_dict(url.get_secret_value()) | postgres.protection(url)
+    variables = {variable: str(parts[name]) for variable, name in _VARIABLES.items() if parts.get(name) is not None}
+    return {**variables, "LC_ALL": "C"}
 
 
 def _first_error(errors: IO[bytes]) -> str:

@@ -309,8 +309,8 @@ def protect_migrations(mode: str) -> None:
 def migrations_lock(url: str) -> Iterator[None]:
     """Hold a lock of the database, so that of several servers that start at once only one migrates at a time.
 
-    It is asked for again and again: the migrations create indexes concurrently, which waits for every statement that is
-    under way, and so would for one that waits for this lock.
+    It is asked for again and again: the migrations create indexes concurrently, which waits for every statement that
+    is under way, and so would for one that waits for this lock.
     """
     alchemy: Any = importlib.import_module("sqlalchemy")
     engine = alchemy.create_engine(

@@ -1,15 +1,18 @@
-"""Postgres and Letta of one instance, as parts that a supervisor watches."""
+"""Postgres, of the instance or the operator's, and Letta, as parts that a supervisor watches."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from isabella.embedded import program
+from isabella.embedded.own_postgres import OwnPostgres
 from isabella.embedded.server import Server
 from isabella.system.processes import ChildProcess
 from isabella.system.supervision import Sight
 
 _SECONDS = 3
+#: Stands for the process of a Postgres that may be on another machine.
+_UNKNOWN = ChildProcess(0, 0.0)
 _STOPPED_ON_PURPOSE = "was stopped with `isabella letta down`; `isabella letta up` starts it."
 
 
@@ -34,6 +37,29 @@ class PostgresPart:
     def start(self, silent: ChildProcess | None) -> None:
         """Start it, after the end of a process that still does not answer."""
         self.server.start_postgres(silent=silent)
+
+
+@dataclass(frozen=True)
+class OwnPostgresPart:
+    """The operator's own Postgres. It is asked, and never started; its process is not known."""
+
+    own: OwnPostgres
+
+    name = "Postgres"
+    word = "postgres"
+
+    def look(self) -> Sight:
+        """Return that it may answer."""
+        return Sight(_UNKNOWN)
+
+    def answers(self) -> bool:
+        """Ask whether it accepts connections."""
+        return self.own.answers(_SECONDS)
+
+    def start(self, silent: ChildProcess | None) -> None:
+        """Raise why it is not started, unless it answers again."""
+        if not self.answers():
+            raise self.own.silence()
 
 
 @dataclass(frozen=True)

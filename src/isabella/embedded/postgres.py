@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import psutil
 from pydantic import SecretStr
@@ -453,15 +454,15 @@ def prepare_database(port: int, *, superuser_password: SecretStr, password: Secr
         ) from error
 
 
-def current_revision(port: int, password: SecretStr) -> str | None:
+def current_revision(url: SecretStr) -> str | None:
     """Return the last migration that was applied to Letta's database; None if none was."""
     import psycopg
 
     try:
-        with connect(database_url(port, password)) as connection:
+        with connect(url) as connection:
             return revision_in(connection)
     except psycopg.Error as error:
-        raise StartFailed(f"The database on port {port} could not be read: {str(error).strip()}") from error
+        raise StartFailed(f"Letta's database could not be read: {redact(str(error)).strip()}") from error
 
 
 def revision_in(connection: Connection[Any]) -> str | None:
@@ -477,7 +478,15 @@ def connect(url: SecretStr) -> Connection[tuple[Any, ...]]:
     """Return a connection that commits each statement, unless a transaction is opened."""
     import psycopg
 
+    return psycopg.connect(url.get_secret_value(), autocommit=True, connect_timeout=10, **protection(url))
+
+
+def protection(url: SecretStr) -> dict[str, Any]:
+    """Return the options of libpq that protect a connection to the Postgres of an instance.
+
+    None are returned for a Postgres of the operator's own, whose URL has some.
+    """
+    if "sslmode=" in urlsplit(url.get_secret_value()).query:
+        return {}
     # The operator's PGSSLMODE is meant for other servers.
-    return psycopg.connect(
-        url.get_secret_value(), autocommit=True, sslmode="disable", connect_timeout=10, require_auth=AUTH_METHOD
-    )
+    return {"sslmode": "disable", "require_auth": AUTH_METHOD}

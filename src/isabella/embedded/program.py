@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import SecretStr
 
@@ -40,11 +41,13 @@ class ServerRun:
     process: ChildProcess  # the server's process, which may have ended since
     port: int  # its port on loopback
     key: str  # the fingerprint of the master key that it was started with
+    database: str = ""  # where its database is; empty in the Postgres of this instance
 
     def save(self, path: Path) -> None:
         """Write the record to a file."""
-        record = {"pid": self.process.pid, "started": self.process.started, "port": self.port, "key": self.key}
-        state.save(path, record)
+        record: dict[str, Any] = {"pid": self.process.pid, "started": self.process.started}
+        record |= {"port": self.port, "key": self.key}
+        state.save(path, record | ({"database": self.database} if self.database else {}))
 
     @classmethod
     def load(cls, path: Path) -> ServerRun | None:
@@ -55,7 +58,8 @@ class ServerRun:
             if record:
                 state.report_fields(path)
             return None
-        return cls(process, port, key)
+        database = record.get("database", "")
+        return cls(process, port, key, database if isinstance(database, str) else "")
 
 
 def health(port: int, *, timeout: float = 5.0) -> str | None:
@@ -127,10 +131,12 @@ def start(
     environ: Mapping[str, str],
     master_key: SecretStr | None,
     kept: Collection[tuple[str, int]] = (),
+    database: str = "",
 ) -> ServerRun:
     """Start the server, which keeps the ports `kept`, to which it sends keys and prompts, from other users.
 
-    It accepts requests later; see `wait_until_started`. For the ports see `kept_port`.
+    It accepts requests later; see `wait_until_started`. For the ports see `kept_port`. `database` is where its
+    database is, if that is not in the Postgres of this instance.
     """
     child_processes.rotate_log(paths.letta_log)
     with ExitStack() as stack:
@@ -142,7 +148,7 @@ def start(
             cwd=paths.server_home,
             pass_fds=[one.fileno() for one in sockets],
         )
-    run = ServerRun(process, port, instance.fingerprint(master_key))
+    run = ServerRun(process, port, instance.fingerprint(master_key), database)
     run.save(paths.run_file)
     return run
 

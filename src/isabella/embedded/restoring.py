@@ -57,7 +57,7 @@ def back_up(
     Raises `EmbeddedError` if there is no database, or the backup cannot be made.
     """
     with server.database(progress) as access, step(progress, "backup", "of the database"):
-        with suppress(LockTimeout), _alone(server, seconds=0):
+        with suppress(LockTimeout), _alone(server, seconds=0), databases.alone(access, seconds=0):
             databases.drop_leftovers(access)
         return backups.create(server.paths, access, server.current_keys(), policy, reason, to=to)
 
@@ -70,7 +70,12 @@ def verify(
     Raises:
         BackupRefused: it cannot be opened, is damaged or incomplete, or its master key does not fit.
     """
-    with _alone(server), server.database(progress, create=True) as access, databases.scratch_database(access) as name:
+    with (
+        _alone(server),
+        server.database(progress, create=True) as access,
+        databases.alone(access, _SECONDS_FOR_LOCK),
+        databases.scratch_database(access) as name,
+    ):
         return _read(server, access, name, path, identities, progress)[0]
 
 
@@ -85,6 +90,12 @@ def restore(
         BackupRefused: as `verify` does. Nothing was changed.
         EmbeddedError: the data that are there could not be saved first. Nothing was changed.
     """
+    if server.own is not None:
+        raise EmbeddedError(
+            f"Letta's database is in a Postgres of your own, at {server.own.where}, which Isabella does not replace.",
+            remedy="Stop every Letta on it, and restore the dump in the backup with pg_restore: docs/backups.md says "
+            "how. Or restore into a home without ISABELLA_POSTGRES_URL.",
+        )
     with _alone(server), server.database(progress, create=True) as access:
         with databases.scratch_database(access) as name:
             verified, values = _read(server, access, name, path, identities, progress)
@@ -129,7 +140,7 @@ def _save_former(server: Server, access: Access, progress: Progress) -> Iterator
     policy = server.backups
     if policy is None or not policy.before_changes:
         return
-    if postgres.current_revision(access.port, access.password) is not None:
+    if postgres.current_revision(access.letta) is not None:
         with step(progress, "backup", "of the database before it is replaced"):
             yield backups.create(server.paths, access, server.current_keys(), policy, Reason.RESTORE)
 

@@ -40,6 +40,7 @@ from isabella.embedded.instance import (
     make_private,
 )
 from isabella.embedded.os_users import postgres_user
+from isabella.embedded.own_postgres import OwnPostgres
 from isabella.embedded.postgres import Cluster, Postmaster
 from isabella.embedded.program import ServerRun
 from isabella.embedded.progress import Progress, Step, no_progress, step
@@ -94,6 +95,7 @@ class InstanceStatus:
     password_file: Path
     letta_log: Path
     postgres_log: Path | None
+    own_postgres: str | None = None  # where the operator's own Postgres is, if Letta's database is in one
 
     @property
     def running(self) -> bool:
@@ -103,7 +105,7 @@ class InstanceStatus:
 
 @dataclass(frozen=True)
 class Server:
-    """An instance of Letta on this machine, with a Postgres of its own."""
+    """An instance of Letta on this machine, with a Postgres of its own, or in one of the operator's."""
 
     home: Path
     release: str = DEFAULT_RELEASE
@@ -120,6 +122,7 @@ class Server:
     kept_ports: tuple[tuple[str, int], ...] = ()
     #: how backups are made before migrations and rekey; None: none are made
     backups: BackupPolicy | None = None
+    own: OwnPostgres | None = None  # the operator's Postgres with Letta's database; None: this instance has one
 
     @property
     def paths(self) -> InstancePaths:
@@ -154,11 +157,7 @@ class Server:
             with suppress(OSError):
                 state.write(self.paths.stopped_file, "")
             stopped = self._stop_letta(progress)
-            cluster = postgres.find_cluster(self.paths)
-            if cluster is not None and cluster.running() is not None:
-                with step(progress, "stop", "Postgres"):
-                    stopped = cluster.stop() or stopped
-        return stopped
+            return self._stop_cluster(progress) or stopped
 
     def start_postgres(self, progress: Progress = no_progress, *, silent: ChildProcess | None = None) -> None:
         """Start the database of this instance, unless it runs, and leave Letta as it is.
@@ -183,11 +182,11 @@ class Server:
 
         Raises `StartFailed` if Letta runs with another master key.
         """
-        run, postmaster = program.running(self.paths), self.postmaster()
-        if run is None or postmaster is None or not postmaster.ready:
+        run, postmaster = self._run_here(), self.postmaster()
+        if run is None or not self._answers(postmaster):
             return None
         key = self._key_of(run)
-        return self._letta(run, postmaster.port, key, started=False) if self._is_healthy(run) else None
+        return self._letta(run, postmaster, key, started=False) if self._is_healthy(run) else None
 
     def restart_letta(
         self,
@@ -213,13 +212,13 @@ class Server:
         `former` are master keys that may have been used, in addition to the known ones.
         """
         with self._locked(self.paths.lock, progress):
-            cluster = self._cluster()
-            was_running = cluster.running() is not None
-            postmaster = self._start_postgres(cluster, progress)
+            cluster = None if self.own is not None else self._cluster()
+            was_running = cluster is None or cluster.running() is not None
+            postmaster = self._open_postgres(cluster, progress)
             try:
-                return encrypted_columns.read_values(self._database(postmaster), self._known_keys(former))
+                return encrypted_columns.read_values(self._client_url(postmaster), self._known_keys(former))
             finally:
-                if not was_running:
+                if cluster is not None and not was_running:
                     cluster.stop()
 
     def rekey(self, former: Sequence[SecretStr] = (), progress: Progress = no_progress) -> Letta:
@@ -231,12 +230,12 @@ class Server:
         """
         paths = self.paths
         with self._locked(paths.lock, progress):
-            postmaster = self._start_postgres(self._cluster(), progress)
+            postmaster = self._open_postgres(None if self.own is not None else self._cluster(), progress)
             known = self._known_keys(former)
             key = self.master_key or SecretStr(token_hex(32))
             self._back_up(Reason.REKEY, postmaster, known, progress)
             with (
-                encrypted_columns.hold_sync_lock(self._database(postmaster)),
+                encrypted_columns.hold_sync_lock(self._client_url(postmaster)),
                 audit.change("master_key.changed", paths.folder.name, home=self.home),
             ):
                 key_rotation.begin(paths, key, known, kept=self.master_key is None)
@@ -249,6 +248,10 @@ class Server:
 
         With `create`, cluster, role and database are created if they are missing, also where one was lost.
         """
+        if self.own is not None:
+            self.own.prepare()
+            yield Access.of_own(self.own)
+            return
         paths = self.paths
         with self._locked(paths.lock, progress):
             if create:
@@ -256,10 +259,11 @@ class Server:
                     make_private(folder)
             cluster = postgres.prepare_cluster(paths) if create else self._cluster()
             was_running = cluster.running() is not None
-            access = self._access(self._start_postgres(cluster, progress, anew=create))
+            postmaster = self._start_postgres(cluster, progress, anew=create)
+            access = self._access(postmaster)
             if create:
                 postgres.prepare_database(
-                    access.port, superuser_password=access.superuser_password, password=access.password
+                    postmaster.port, superuser_password=self._superuser_password(), password=self._password()
                 )
         try:
             yield access
@@ -300,14 +304,16 @@ class Server:
     def status(self) -> InstanceStatus:
         """Return the status of the instance, without changing anything."""
         paths = self.paths
-        run = program.running(paths)
-        cluster, postmaster = postgres.find_cluster(paths), self.postmaster()
+        run = self._run_here()
+        cluster, postmaster = None if self.own is not None else postgres.find_cluster(paths), self.postmaster()
         installation = install.installed(paths)
         letta, database = ServiceStatus(), ServiceStatus()
         if run is not None:
             letta = ServiceStatus(run.process.pid, run.port, self._is_healthy(run))
         if postmaster is not None:
             database = ServiceStatus(postmaster.process.pid, postmaster.port, postmaster.ready)
+        if self.own is not None:
+            database = ServiceStatus(None, self.own.port, self.own.answers(_SECONDS_FOR_SILENT))
         return InstanceStatus(
             release=self.release,
             instance=self.instance,
@@ -321,6 +327,7 @@ class Server:
             password_file=paths.password_file,
             letta_log=paths.letta_log,
             postgres_log=cluster.log if cluster else None,
+            own_postgres=None if self.own is None else self.own.where,
         )
 
     def load_secrets(self) -> None:
@@ -359,37 +366,48 @@ class Server:
         head = self._install(progress)
         for folder in (paths.folder.parent, paths.folder, paths.logs, paths.server_home, paths.server_tmp):
             make_private(folder)
-        postmaster = self._start_postgres(postgres.prepare_cluster(paths), progress)
+        postmaster = self._open_postgres(None if self.own is not None else postgres.prepare_cluster(paths), progress)
         # A Letta whose Postgres has ended goes on when that is back, on the same port.
         running = self._running_letta()
         if running is not None:
             return running
-        password = instance.load_or_create_secret(paths.database_password_file)
-        postgres.prepare_database(
-            postmaster.port,
-            superuser_password=self._superuser_password(),
-            password=password,
-        )
+        if postmaster is not None:
+            password = self._password()
+            postgres.prepare_database(
+                postmaster.port, superuser_password=self._superuser_password(), password=password
+            )
         if program.stop(paths, program.running(paths)):
             progress(Step("check", "note", "stopped a Letta that could not be used"))
+        if self.own is not None and self._stop_cluster(progress):
+            progress(Step("postgres", "note", "stopped the Postgres of this home; its data stay"))
         return self._start_letta(postmaster, head, progress)
 
     def _running_letta(self) -> Letta | None:
         """Return Letta if it runs, waiting for one that is starting; None if it is to be started."""
-        run, postmaster = program.running(self.paths), self.postmaster()
-        if run is None or postmaster is None:
+        run, postmaster = self._run_here(), self.postmaster()
+        if run is None or not (postmaster is not None or self._answers(None)):
             return None
         key = self._key_of(run)
-        port, installation = postmaster.port, self._installed()
+        installation = self._installed()
 
         def is_migrated() -> bool:
-            return installation is not None and self._is_migrated(port, installation.migration_head)
+            return installation is not None and self._is_migrated(postmaster, installation.migration_head)
 
-        if not program.wait_until_healthy(self.paths, run, lambda: self._keeps_postgres(port), is_migrated):
+        if not program.wait_until_healthy(self.paths, run, lambda: self._keeps_postgres(postmaster), is_migrated):
             return None
         if not self._has_passwords():
             return None
-        return self._letta(run, postmaster.port, key, started=False)
+        return self._letta(run, postmaster, key, started=False)
+
+    def _run_here(self) -> ServerRun | None:
+        """Return the Letta of this instance if its process is alive, and its database is the one of the settings."""
+        run = program.running(self.paths)
+        return run if run is not None and run.database == self._where else None
+
+    @property
+    def _where(self) -> str:
+        """Where the database is, as `ServerRun` has it."""
+        return "" if self.own is None else self.own.where
 
     def _key_of(self, run: ServerRun) -> SecretStr | None:
         """Return the master key of a Letta that runs. Raises `StartFailed` if it is another one than that here."""
@@ -402,16 +420,26 @@ class Server:
         return key
 
     def postmaster(self) -> Postmaster | None:
-        """Return the running Postgres of the instance; None if it has ended."""
+        """Return the running Postgres of the instance; None if it has ended, or the operator's is used."""
+        if self.own is not None:
+            return None
         cluster = postgres.find_cluster(self.paths)
         return None if cluster is None else cluster.running()
 
-    def _keeps_postgres(self, port: int) -> bool:
+    def _answers(self, postmaster: Postmaster | None) -> bool:
+        """Return whether the Postgres of the instance, or the operator's, accepts connections."""
+        if self.own is not None:
+            return self.own.answers(_SECONDS_FOR_SILENT)
+        return postmaster is not None and postmaster.ready
+
+    def _keeps_postgres(self, former: Postmaster | None) -> bool:
         """Start Postgres again if it has ended while Letta is starting, which can go on. Return whether it runs."""
+        if former is None:
+            return self._answers(None)
         if self.postmaster() is not None:
             return True
         try:
-            self._cluster().start(port)
+            self._cluster().start(former.port)
         except StartFailed:
             return False
         return True
@@ -438,6 +466,22 @@ class Server:
         found = install.installed(self.paths)
         return found if found is not None and found.lock == install.lock_name(self.release, self.lock) else None
 
+    def _open_postgres(self, cluster: Cluster | None, progress: Progress) -> Postmaster | None:
+        """Start the Postgres of the instance unless it runs. For the operator's, which is verified, return None."""
+        if self.own is None:
+            return self._start_postgres(self._cluster() if cluster is None else cluster, progress)
+        with step(progress, "postgres", f"your own, at {self.own.where}"):
+            self.own.prepare()
+        return None
+
+    def _stop_cluster(self, progress: Progress) -> bool:
+        """Stop the Postgres of the instance. Return whether it ran."""
+        cluster = postgres.find_cluster(self.paths)
+        if cluster is None or cluster.running() is None:
+            return False
+        with step(progress, "stop", "Postgres"):
+            return cluster.stop()
+
     def _start_postgres(self, cluster: Cluster, progress: Progress, *, anew: bool = False) -> Postmaster:
         running = cluster.wait()
         if running is not None:
@@ -450,12 +494,12 @@ class Server:
                 cluster.make(instance.load_or_create_secret(self.paths.superuser_password_file))
             return _retry_other_ports(lambda: self._choose_port("postgres", progress), cluster.start)
 
-    def _start_letta(self, postmaster: Postmaster, head: str, progress: Progress) -> Letta:
+    def _start_letta(self, postmaster: Postmaster | None, head: str, progress: Progress) -> Letta:
         paths = self.paths
         if self.encrypt and self.master_key is None:
             key_rotation.store_new_key(paths)
         key = self._key() or (self._new_master_key(postmaster) if self.encrypt else None)
-        rekeyed = key is not None and key_rotation.resume(paths, self._database(postmaster), key, progress)
+        rekeyed = key is not None and key_rotation.resume(paths, self._client_url(postmaster), key, progress)
         last = program.ServerRun.load(paths.run_file)
         if last is not None and not instance.matches_fingerprint(key, last.key) and not rekeyed:
             progress(
@@ -465,10 +509,10 @@ class Server:
             )
 
         def is_migrated() -> bool:
-            return self._is_migrated(postmaster.port, head)
+            return self._is_migrated(postmaster, head)
 
         def has_database() -> bool:
-            return self._keeps_postgres(postmaster.port)
+            return self._keeps_postgres(postmaster)
 
         def start(port: int) -> ServerRun:
             migrate = not is_migrated()
@@ -481,13 +525,14 @@ class Server:
                 socket=self._socket(postmaster),
                 password=instance.load_or_create_secret(paths.password_file),
                 master_key=key,
-                extra=self.extra_env,
+                extra=dict(self.extra_env) | ({} if self.own is None else self.own.environment),
                 sandbox=self.sandbox,
                 migrate=migrate,
+                tls="disable" if self.own is None else self.own.tls,
             )
             program.clear(paths)
             gateway = (LOOPBACK, saved_port(paths.home) or GATEWAY_PORT)
-            run = program.start(paths, port, environ, key, {gateway, *self.kept_ports})
+            run = program.start(paths, port, environ, key, {gateway, *self.kept_ports}, self._where)
             if not migrate:
                 progress(Step("migrate", "skipped", f"the database is at {head}"))
             else:
@@ -497,25 +542,30 @@ class Server:
             return run
 
         with step(progress, "letta", f"Letta {paths.release}"):
-            run = _retry_other_ports(lambda: self._choose_port("letta", progress, postgres=postmaster.port), start)
-            return self._letta(run, postmaster.port, key, started=True)
+            known = {} if postmaster is None else {"postgres": postmaster.port}
+            run = _retry_other_ports(lambda: self._choose_port("letta", progress, **known), start)
+            return self._letta(run, postmaster, key, started=True)
 
-    def _back_up(self, reason: Reason, postmaster: Postmaster, keys: Sequence[SecretStr], progress: Progress) -> None:
+    def _back_up(
+        self, reason: Reason, postmaster: Postmaster | None, keys: Sequence[SecretStr], progress: Progress
+    ) -> None:
         """Make a backup before a change, unless there is nothing to lose or the settings say no."""
         policy, access = self.backups, self._access(postmaster)
         if policy is None or not policy.before_changes:
             return
-        if postgres.current_revision(access.port, access.password) is not None:
+        if postgres.current_revision(access.letta) is not None:
             with step(progress, "backup", f"of the database, {reason.value.replace('-', ' ')}"):
                 backups.create(self.paths, access, keys, policy, reason)
 
-    def _access(self, postmaster: Postmaster) -> Access:
-        password = instance.load_or_create_secret(self.paths.database_password_file)
-        return Access(postmaster.port, self._superuser_password(), password)
+    def _access(self, postmaster: Postmaster | None) -> Access:
+        if self.own is not None:
+            return Access.of_own(self.own)
+        if postmaster is None:
+            raise StartFailed(f"Postgres of Letta {self.release} does not run.", remedy="isabella letta up")
+        return Access.of_instance(postmaster.port, self._superuser_password(), self._password())
 
-    def _is_migrated(self, port: int, head: str) -> bool:
-        password = instance.load_or_create_secret(self.paths.database_password_file)
-        return postgres.current_revision(port, password) == head
+    def _is_migrated(self, postmaster: Postmaster | None, head: str) -> bool:
+        return postgres.current_revision(self._client_url(postmaster)) == head
 
     def _wait_until_migrated(self, run: ServerRun, is_migrated: Callable[[], bool]) -> None:
         if program.wait_until_migrated(run, is_migrated):
@@ -572,14 +622,26 @@ class Server:
             )
         return keys
 
-    def _database(self, postmaster: Postmaster) -> SecretStr:
-        password = instance.load_or_create_secret(self.paths.database_password_file)
-        return postgres.database_url(postmaster.port, password)
+    def _password(self) -> SecretStr:
+        """Return the password of the role that owns Letta's database in the Postgres of this instance."""
+        return instance.load_or_create_secret(self.paths.database_password_file)
 
-    def _socket(self, postmaster: Postmaster) -> Path | None:
+    def _database(self, postmaster: Postmaster | None) -> SecretStr:
+        """Return the URL of Letta's database, without options."""
+        return self._client_url(postmaster) if self.own is None else self.own.url
+
+    def _client_url(self, postmaster: Postmaster | None) -> SecretStr:
+        """Return the URL of Letta's database for `postgres.connect`."""
+        if self.own is not None:
+            return self.own.client_url
+        if postmaster is None:
+            raise StartFailed(f"Postgres of Letta {self.release} does not run.", remedy="isabella letta up")
+        return postgres.database_url(postmaster.port, self._password())
+
+    def _socket(self, postmaster: Postmaster | None) -> Path | None:
         """Return the socket of Postgres, if it has one: one that was started by an earlier version has none."""
-        cluster = postgres.find_cluster(self.paths)
-        path = cluster.socket(postmaster.port) if cluster is not None else None
+        cluster = None if postmaster is None else postgres.find_cluster(self.paths)
+        path = cluster.socket(postmaster.port) if cluster is not None and postmaster is not None else None
         return path if path is not None and path.is_socket() else None
 
     def _key(self) -> SecretStr | None:
@@ -587,10 +649,10 @@ class Server:
             return None
         return self.master_key or instance.load_secret(self.paths.master_key_file)
 
-    def _new_master_key(self, postmaster: Postmaster) -> SecretStr:
+    def _new_master_key(self, postmaster: Postmaster | None) -> SecretStr:
         """Return a new master key, which is stored first, unless values are encrypted with a lost one."""
         path = self.paths.master_key_file
-        values = encrypted_columns.read_values(self._database(postmaster), ())
+        values = encrypted_columns.read_values(self._client_url(postmaster), ())
         lost = [value.place for value in values if value.state is ValueState.UNREADABLE]
         if lost:
             raise StartFailed(
@@ -614,7 +676,7 @@ class Server:
 
     def _has_passwords(self) -> bool:
         """Return whether the passwords of Letta and of its database can be read. New ones need a restart of Letta."""
-        files = (self.paths.password_file, self.paths.database_password_file)
+        files = [self.paths.password_file, *([] if self.own is not None else [self.paths.database_password_file])]
         try:
             return all(instance.load_secret(path) is not None for path in files)
         except EmbeddedError:
@@ -629,15 +691,14 @@ class Server:
                 remedy=f"Restore the folder from a backup. For an empty one, move {known.parent} away.",
             )
 
-    def _letta(self, run: ServerRun, postgres_port: int, key: SecretStr | None, *, started: bool) -> Letta:
-        paths = self.paths
-        database_password = instance.load_or_create_secret(paths.database_password_file)
+    def _letta(self, run: ServerRun, postmaster: Postmaster | None, key: SecretStr | None, *, started: bool) -> Letta:
+        paths, url = self.paths, self._client_url(postmaster)
         return Letta(
             base_url=base_url(run.port),
             version=self.release,
             password=instance.load_or_create_secret(paths.password_file),
             master_key=key,
-            database_url=postgres.psycopg_url(postgres.database_url(postgres_port, database_password)),
+            database_url=url if self.own is not None else postgres.psycopg_url(url),
             started=started,
             # The health check has just verified that this process listens there.
             peer=Peer("Letta", paths.run_file, "Start it with `isabella letta up`.", verified=run.process),

@@ -48,7 +48,7 @@ def configured_connection(settings: Settings) -> Connection | None:
         base_url=settings.letta_base_url,
         password=settings.letta_api_key,
         master_key=settings.letta_encryption_key,
-        database_url=settings.database_url,
+        database_url=settings.known_database,
         home=settings.home,
         timeout=settings.timeout,
         embedded=False,
@@ -124,9 +124,9 @@ class Messages:
         """Return what Letta has stored of a run."""
         return await self._http.rows(f"{paths.RUNS}{run_id}/messages", limit=_MESSAGES_OF_RUN)
 
-    async def active_runs(self) -> list[dict[str, Any]]:
-        """Return the runs that are under way, of all agents."""
-        return await self._http.rows(paths.RUNS, active=True, limit=_ACTIVE_RUNS)
+    async def active_runs(self, agent_id: str | None = None) -> list[dict[str, Any]]:
+        """Return the runs that are under way, of all agents or of one."""
+        return await self._http.rows(paths.RUNS, agent_id=agent_id, active=True, limit=_ACTIVE_RUNS)
 
     async def latest_runs(self, agent_id: str, limit: int) -> list[dict[str, Any]]:
         """Return the latest runs of an agent, the newest first."""
@@ -139,9 +139,12 @@ class Messages:
         )
         return answer
 
-    def stream(self, agent_id: str, text: str, images: Sequence[Image] = ()) -> AsyncGenerator[str, None]:
+    def stream(
+        self, agent_id: str, text: str, images: Sequence[Image] = (), request_id: str | None = None
+    ) -> AsyncGenerator[str, None]:
         """Send a message of the user and yield the lines of Letta's event stream. It sends a ping every 30 s."""
-        body = {"messages": [by_user(text, images)], "streaming": True, "stream_tokens": True, "include_pings": True}
+        messages = [by_user(text, images, request_id)]
+        body = {"messages": messages, "streaming": True, "stream_tokens": True, "include_pings": True}
         return self._http.stream(paths.agent(agent_id, "messages"), body)
 
     async def cancel(self, agent_id: str, run_id: str | None) -> None:

@@ -103,10 +103,12 @@ class Conversations:
         """Write the agent's present memory into the system prompt of a conversation."""
         await self._http.post(paths.conversation(conversation_id, "recompile"), {})
 
-    def stream(self, conversation_id: str, text: str, images: Sequence[Image] = ()) -> AsyncGenerator[str, None]:
+    def stream(
+        self, conversation_id: str, text: str, images: Sequence[Image] = (), request_id: str | None = None
+    ) -> AsyncGenerator[str, None]:
         """Send a message of the user and yield the lines of Letta's event stream, as `Messages.stream` does."""
         body = {
-            "messages": [by_user(text, images)],
+            "messages": [by_user(text, images, request_id)],
             "streaming": True,
             "stream_tokens": True,
             "include_pings": True,

@@ -15,8 +15,10 @@ class Image:
     data: str = field(repr=False)
 
 
-def by_user(text: str, images: Sequence[Image] = ()) -> dict[str, Any]:
-    """Return a message of the user in the form that Letta takes."""
+def by_user(text: str, images: Sequence[Image] = (), request_id: str | None = None) -> dict[str, Any]:
+    """Return a message of the user in the form that Letta takes; `request_id` is stored with it, as its `otid`."""
+    if request_id is not None:
+        return {**by_user(text, images), "otid": request_id}
     if not images:
         return {"role": "user", "content": text}
     parts = [

@@ -160,9 +160,14 @@ class ProviderLock:
 
 
 @asynccontextmanager
-async def open_locks(database_url: SecretStr | None, *, patience: float) -> AsyncIterator[ProviderLock]:
-    """Open the locks of one Letta; they hold across processes if its Postgres is known."""
-    advisory = None if database_url is None else AdvisoryLocks(database_url)
+async def open_locks(
+    database_url: SecretStr | None, *, patience: float, several: bool = False
+) -> AsyncIterator[ProviderLock]:
+    """Open the locks of one Letta; they hold across processes if its Postgres is known.
+
+    `several` is whether other backends may use the same Letta.
+    """
+    advisory = None if database_url is None else AdvisoryLocks(database_url, several=several)
     try:
         yield ProviderLock(advisory, patience=patience)
     finally:

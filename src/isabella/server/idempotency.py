@@ -8,9 +8,10 @@ has the same body, and either a higher retry count or the same `Idempotency-Key`
 from __future__ import annotations
 
 import hashlib
+import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import anyio
 import structlog
@@ -29,6 +30,7 @@ SECONDS_FOR_REPEAT = 10.0
 #: How long it is remembered after that, for late repeats.
 _SECONDS_REMEMBERED = 10.0
 
+_REQUESTS = uuid.UUID("6f1c6b0e-6b6c-5a52-9d3a-15abe11a0001")
 _RETRY_COUNT, _IDEMPOTENCY_KEY = "x-stainless-retry-count", "idempotency-key"
 
 
@@ -49,6 +51,11 @@ class TurnRequest:
             int(count) if count.isascii() and count.isdigit() and len(count) < 10 else None,
             headers.get(_IDEMPOTENCY_KEY) or None,
         )
+
+    @property
+    def id(self) -> str | None:
+        """What is the same in every repeat, at every backend; None without a key, which alone proves a repeat."""
+        return None if self.key is None else str(uuid.uuid5(_REQUESTS, f"{self.key}\0{self.body.hex()}"))
 
     def resembles(self, other: TurnRequest) -> bool:
         """Return whether it has the body and key of an earlier request."""
@@ -162,6 +169,7 @@ class RequestRegistry:
                 self._forget(shared)
             shared = SharedTurn(request, self._unsubscribe)
             self._turns.append(shared)
+            message = replace(UserMessage.of(message), request_id=request.id)
             self._tasks.start_soon(shared.run, self._turn_service, agent, message, conversation)
         shared.request = request
         shared.subscribers += 1

@@ -15,6 +15,7 @@ from isabella.config.settings import Settings
 from isabella.embedded import Server, postgres, restoring
 from isabella.embedded.backups import Backup, BackupPolicy, Reason, list_backups
 from isabella.errors import IsabellaError
+from isabella.locks.postgres import leads
 from isabella.server.readiness import BackupStatus
 from isabella.server.runtime import Runtime
 from isabella.system import audit
@@ -83,7 +84,7 @@ class NightlyBackups:
 
     def overdue(self) -> bool:
         """Return whether the last night had none. A database that is newer than that is not overdue."""
-        cluster = postgres.find_cluster(self._server.paths)
+        cluster = postgres.find_cluster(self._server.paths) if self._server.own is None else None
         nightly = [one.at for one in self._list() if one.reason is Reason.NIGHTLY]
         try:
             created = datetime.fromtimestamp((cluster.data / "PG_VERSION").stat().st_mtime, UTC) if cluster else None
@@ -93,8 +94,11 @@ class NightlyBackups:
         return bool(known) and self._clock.now() - max(known) > _OVERDUE
 
     async def make(self) -> None:
-        """Make one now, and record the result."""
+        """Make one now, and record the result; several backends on one database have one of them do it."""
+        turns = self._runtime.turn_service
         try:
+            if turns is not None and not await leads(turns.deps.gate.advisory, "backup"):
+                return
             made = await anyio.to_thread.run_sync(
                 partial(self._back_up, self._server, self._policy, Reason.NIGHTLY), abandon_on_cancel=True
             )

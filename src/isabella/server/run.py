@@ -113,7 +113,8 @@ class Services:
         runtime, settings, options = self._runtime, prepared.settings, self._options
         readiness, connection = runtime.readiness, runtime.start_connection or prepared.connection
         readiness.phase, readiness.error, readiness.opened = Phase.STARTING, None, False
-        async with open_locks(connection.database_url, patience=settings.gate_timeout) as locks:
+        several = settings.several_backends
+        async with open_locks(connection.database_url, patience=settings.gate_timeout, several=several) as locks:
             await _wait_for_letta(connection, options.say)
             await readiness.run_start_sync(lambda: _sync(settings, options, connection, locks))
             if readiness.error is not None:

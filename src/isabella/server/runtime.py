@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 import anyio
@@ -33,6 +34,7 @@ from isabella.errors import (
 )
 from isabella.gateway.client import GatewayTraffic
 from isabella.letta.client import Connection
+from isabella.locks.postgres import leads
 from isabella.locks.provider_lock import ProviderLock
 from isabella.providers.desired import desired_providers
 from isabella.providers.health import StatusHeadline
@@ -361,7 +363,8 @@ async def run_reflection(agent_service: AgentService, turn_service: TurnService)
     send = send_as_turn(turn_service)
     async with anyio.create_task_group() as tasks:
         with audit.acting(audit.Actor(audit.ActorKind.JOB, "reflection")):
-            tasks.start_soon(_reflect_forever, agent_service, send, agent_service.settings.reflect_after)
+            leading = partial(leads, turn_service.deps.gate.advisory, "reflection")
+            tasks.start_soon(_reflect_forever, agent_service, send, agent_service.settings.reflect_after, leading)
         yield
         tasks.cancel_scope.cancel()
 
@@ -384,7 +387,10 @@ def send_as_turn(turn_service: TurnService) -> SendMessage:
     return send
 
 
-async def _reflect_forever(agent_service: AgentService, send: SendMessage, idle_seconds: float) -> None:
+async def _reflect_forever(
+    agent_service: AgentService, send: SendMessage, idle_seconds: float, leading: Callable[[], Awaitable[bool]]
+) -> None:
+    """Reflect from time to time, as long as this backend is the one that does it."""
     if idle_seconds <= 0:
         return
     usual = min(_REFLECTION_INTERVAL, max(1.0, idle_seconds / 4))
@@ -392,7 +398,8 @@ async def _reflect_forever(agent_service: AgentService, send: SendMessage, idle_
     while True:
         await anyio.sleep(pause)
         try:
-            await _reflect_once(agent_service, send, idle_seconds)
+            if await leading():
+                await _reflect_once(agent_service, send, idle_seconds)
             pause = usual
         except IsabellaError as error:
             # The next reflection reads the same messages again. The pause grows, so that a vendor that refuses is

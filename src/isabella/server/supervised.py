@@ -14,7 +14,7 @@ from isabella.config.gateway_address import gateway_address
 from isabella.config.settings import Settings
 from isabella.connect import embedded_connection
 from isabella.embedded import Server
-from isabella.embedded.parts import LettaPart, PostgresPart
+from isabella.embedded.parts import LettaPart, OwnPostgresPart, PostgresPart
 from isabella.gateway.process import GatewayPart
 from isabella.server.runtime import Runtime
 from isabella.system.supervision import Part, PartState, PartStatus, Supervisor, Timing
@@ -33,7 +33,10 @@ class Supervised:
     @classmethod
     def of(cls, server: Server | None, gateway: GatewayPart | None, timing: Timing | None = None) -> Supervised:
         """Return the supervisor of the parts that Isabella runs, in the order in which they are started."""
-        parts: list[Part] = [] if server is None else [PostgresPart(server), LettaPart(server)]
+        parts: list[Part] = []
+        if server is not None:
+            database = PostgresPart(server) if server.own is None else OwnPostgresPart(server.own)
+            parts += [database, LettaPart(server)]
         if gateway is not None:
             parts.append(gateway)
         return cls(Supervisor(parts, timing=timing), server)

@@ -175,10 +175,10 @@ class Attempt:
 
     def _lines(self, letta: LettaClient) -> AsyncGenerator[str, None]:
         """Send the message, and return the lines of Letta's stream."""
-        text, images = self.message.text, self.message.images
+        message = self.message
         if self.conversation is None:
-            return letta.messages.stream(self.agent_id, text, images)
-        return letta.conversations.stream(self.conversation, text, images)
+            return letta.messages.stream(self.agent_id, message.text, message.images, message.request_id)
+        return letta.conversations.stream(self.conversation, message.text, message.images, message.request_id)
 
     async def _next_item(self, inbox: asyncio.Queue[_Item]) -> _Item | None:
         """Return what comes next; None if the vendor is silent for too long."""

@@ -27,13 +27,15 @@ class UserMessage:
     """A message of a user: its text, and the images beside it.
 
     With `replaces`, the id of an earlier message of the user, that message and everything after it leave the agent's
-    context; they stay in the history. `handle` is the model that is asked first, in this turn only.
+    context; they stay in the history. `handle` is the model that is asked first, in this turn only. `request_id` is
+    the same in each repeat of a request.
     """
 
     text: str
     images: tuple[Image, ...] = ()
     replaces: str | None = None
     handle: str | None = None
+    request_id: str | None = None
 
     @classmethod
     def of(cls, message: str | UserMessage) -> UserMessage:

@@ -169,6 +169,7 @@ def new_turn_service(
         longest=settings.turn_timeout,
         supervisor=supervisor,
         hold=settings.turn_wait,
+        shared=locks.advisory is not None and settings.several_backends,
     )
     queue = TurnQueue(locks.advisory, limit=settings.turn_queue, patience=settings.turn_wait)
     return TurnService(deps, queue, on_event)

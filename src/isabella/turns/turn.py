@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TypeVar
 
 import anyio
 import structlog
@@ -23,6 +24,7 @@ from isabella.errors import (
     GatewayError,
     IsabellaError,
     LettaBroken,
+    LettaError,
     LettaUnreachable,
     ModelUnknown,
 )
@@ -33,7 +35,7 @@ from isabella.locks.provider_lock import ProviderLock
 from isabella.system import tracing
 from isabella.system.english import english
 from isabella.system.supervision import PartState, PartStatus, Supervisor
-from isabella.turns import partial_history
+from isabella.turns import leftovers, partial_history
 from isabella.turns.agent_cache import AgentCache, AgentRef, Candidate, TemporaryBinding
 from isabella.turns.attempt import Attempt, CancelRequest
 from isabella.turns.circuit_breaker import CircuitBreaker
@@ -47,6 +49,8 @@ from isabella.vendors.client import VendorState, VendorStatusBoard
 
 log = structlog.get_logger()
 
+_T = TypeVar("_T")
+
 _STORE_SECONDS = 10.0
 #: From how many additional seconds on a wait for the first token is told.
 _TOLD_SECONDS = 1.0
@@ -56,6 +60,10 @@ _LOOKUP_SECONDS = 5.0
 _HELD_SECONDS = 0.25
 #: How often a turn tries again what fails although every part works.
 _TRIES = 3
+#: How long a turn waits for a Letta or a Postgres that others start again, and how often it tries.
+_OTHERS_SECONDS, _OTHERS_PAUSE = 30.0, 0.5
+#: How long a turn waits for a run that another backend has left, before it is cancelled.
+_LEFTOVER_SECONDS = 10.0
 #: Stored in the history after an incomplete answer.
 _MARKS = {
     EndReason.STOPPED: "[stopped]",
@@ -90,6 +98,8 @@ _NOT_OF_AN_OUTAGE = (
     ErrorCode.EMPTY_ANSWER,
     ErrorCode.CONTEXT_FULL,
 )
+#: Failures after which Letta may go on with the turn all the same.
+_LOST = (ErrorCode.LETTA_UNREACHABLE, ErrorCode.LETTA_FAILING)
 _OF_GATEWAY = (ErrorCode.GATEWAY_REFUSED, ErrorCode.GATEWAY_UNREACHABLE)
 
 
@@ -108,6 +118,7 @@ class TurnDependencies:
     vendors: VendorStatusBoard = field(default_factory=VendorStatusBoard)
     supervisor: Supervisor | None = None  #: starts Letta, Postgres and the gateway again; None if nobody does
     hold: float = 120.0  #: seconds that a turn waits for them
+    shared: bool = False  #: whether other backends run turns on the same Letta, or others start it again
     speeds: ReadingSpeeds = field(default_factory=ReadingSpeeds)
     prompts: SystemPrompts = field(default_factory=SystemPrompts)
 
@@ -151,6 +162,7 @@ class Turn:
         self._fitted = False
         self._tries_left = _TRIES
         self._hold_left = deps.hold
+        self._others_left = _OTHERS_SECONDS if deps.shared and deps.supervisor is None else 0.0
         #: The number of outages that this turn knows of.
         self._outages = 0 if deps.supervisor is None else deps.supervisor.outages
         self._binding = TemporaryBinding(deps.agent_cache, agent_ref, self.conversation)
@@ -217,8 +229,9 @@ class Turn:
                         await self._emit(Queued(self._ticket.ahead))
                     if await self._parts_run():
                         async with self._ticket.reached(self._may_recover):
-                            await self._answer()
-                            await self._name_conversation()
+                            if not await self._answered_elsewhere():
+                                await self._answer()
+                                await self._name_conversation()
                 except TicketAbandoned:
                     self._reason = EndReason.STOPPED
                 except IsabellaError as error:
@@ -268,11 +281,81 @@ class Turn:
         """
         if await self._outlasted():
             return True
-        if self._failed is not None or self._deps.supervisor is None or self._tries_left == 0:
+        if self._failed is not None or self._cancel_request.stopped:
+            return False
+        if self._deps.supervisor is None:
+            return await self._wait_for_others()
+        if self._tries_left == 0:
             return False
         self._tries_left -= 1
         await anyio.sleep(_HELD_SECONDS)
         return True
+
+    async def _wait_for_others(self) -> bool:
+        """Wait a moment for a Letta or a Postgres that others start again; return whether to try again."""
+        if self._others_left <= 0:
+            return False
+        self._others_left -= _OTHERS_PAUSE
+        await anyio.sleep(_OTHERS_PAUSE)
+        return True
+
+    async def _answered_elsewhere(self) -> bool:
+        """Wait for what another backend has left of this agent, and return whether that was this very request."""
+        if not self._deps.shared:
+            return False
+        await self._end_runs(_LEFTOVER_SECONDS)
+        if self._message.request_id is None:
+            return False
+        earlier = await self._repeatedly(
+            partial(
+                leftovers.earlier_turn,
+                self._deps.letta,
+                self.agent_ref.id,
+                self._message.request_id,
+                self.conversation,
+            )
+        )
+        if earlier is None:
+            return False
+        for text in earlier.answer:
+            await self._emit(text)
+        last = earlier.answer[-1].text if earlier.answer else _MARKS[EndReason.BROKEN]
+        marked = (reason for reason, mark in _MARKS.items() if last.endswith(mark))
+        self._stored, self._reason = True, next(marked, EndReason.COMPLETED)
+        if self._reason is EndReason.BROKEN:
+            self._failed = TurnFailed(
+                ErrorCode.STREAM_BROKEN,
+                "The turn with this message broke off before the answer was complete.",
+                "What had arrived is stored. Ask again.",
+            )
+        return True
+
+    async def _end_runs(self, wait: float) -> None:
+        """End the runs of this agent that nobody reads any more."""
+        deps = self._deps
+
+        async def tell() -> None:
+            await self._emit(Held("Letta is still at an earlier turn of this agent."))
+
+        await self._repeatedly(
+            partial(
+                leftovers.end_runs,
+                deps.letta,
+                self.agent_ref.id,
+                wait=wait,
+                on_wait=tell if wait else None,
+                end_calls=None if deps.gateway is None else deps.gateway.end_calls,
+            )
+        )
+
+    async def _repeatedly(self, ask: Callable[[], Awaitable[_T]]) -> _T:
+        """Ask Letta; again if it, or its database, was away for a moment."""
+        while True:
+            try:
+                return await ask()
+            except (LettaUnreachable, LettaBroken):
+                if not await self._may_recover():
+                    raise
 
     def _end(self) -> Ended:
         first_token = None if self._began is None else self._began - self._opened
@@ -312,14 +395,10 @@ class Turn:
                     await self._reinstate(whole)
 
     async def _rewind(self, message_id: str) -> Sequence[str]:
-        while True:
-            try:
-                return await context.rewind(
-                    self._deps.letta, self.agent_ref.id, message_id, conversation=self.conversation
-                )
-            except (LettaUnreachable, LettaBroken):
-                if not await self._may_recover():
-                    raise
+        letta, agent_id = self._deps.letta, self.agent_ref.id
+        return await self._repeatedly(
+            partial(context.rewind, letta, agent_id, message_id, conversation=self.conversation)
+        )
 
     async def _reinstate(self, whole: Sequence[str]) -> None:
         try:
@@ -444,6 +523,10 @@ class Turn:
                 if self._failed is None and await self._interrupted(attempt, attempt.refusal):
                     continue
                 return None
+            if self._others_left > 0 and attempt.refusal.code in _LOST and attempt.began is None:
+                # Letta may go on with it.
+                await self._end_runs(0.0)
+                self._stored = await self._is_stored(attempt.run_id)
             return await self._refused(candidate, attempt, attempt.refusal, since)
 
     @asynccontextmanager
@@ -535,13 +618,8 @@ class Turn:
 
     async def _is_stored(self, run_id: str | None) -> bool:
         """Return whether the message of a run that was cut off is in the history."""
-        while True:
-            try:
-                return await partial_history.is_stored(self._deps.letta, run_id)
-            except (LettaUnreachable, LettaBroken):
-                # The part that was away may be away again.
-                if not await self._may_recover():
-                    raise
+        # The part that was away may be away again.
+        return await self._repeatedly(partial(partial_history.is_stored, self._deps.letta, run_id))
 
     async def _refused(
         self, candidate: Candidate, attempt: Attempt, reported: VendorRefusal, since: float
@@ -735,7 +813,11 @@ class Turn:
         Return whether the message is in the history.
         """
         known: set[str] = set()
-        broken = attempt.reason is EndReason.BROKEN and self._deps.supervisor is not None
+        lost = self._others_left > 0 and attempt.refusal is not None and attempt.refusal.code in _LOST
+        broken = attempt.reason is EndReason.BROKEN and (self._deps.supervisor is not None or lost)
+        if lost:
+            with suppress(LettaError):
+                await self._end_runs(0.0)
         while True:
             if broken:
                 await self._outlasted()
@@ -754,7 +836,7 @@ class Turn:
                     known=known,
                     conversation=self.conversation,
                 )
-            if kept is not None or not broken or not await self._outlasted():
+            if kept is not None or not broken or not (await self._outlasted() or await self._wait_for_others()):
                 return bool(kept)
 
     def _record_refusal(self, provider: str, refusal: VendorRefusal) -> float | None:

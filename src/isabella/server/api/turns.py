@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Path, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
@@ -16,8 +16,9 @@ from isabella.agents.service import AgentService
 from isabella.errors import MemoryUnknown
 from isabella.letta.messages import Image
 from isabella.server.errors import ERRORS, ErrorBody
-from isabella.server.runtime import Agents, Turns
-from isabella.turns.events import as_json
+from isabella.server.idempotency import SharedTurn, TurnRequest
+from isabella.server.runtime import Agents, Requests, Turns
+from isabella.turns.events import Event, as_json
 from isabella.turns.message import UserMessage
 from isabella.turns.service import MAX_MESSAGE_LENGTH, MESSAGE_PATTERN
 from isabella.turns.turn import Turn
@@ -95,7 +96,9 @@ class TurnResponse(EventSourceResponse):
         },
     },
 )
-async def send_message(name: Name, body: TurnMessage, turn_service: Turns, agents: Agents) -> TurnResponse:
+async def send_message(
+    name: Name, body: TurnMessage, turn_service: Turns, agents: Agents, requests: Requests, http: Request
+) -> TurnResponse:
     """Send a message, and stream the events of the turn as they happen.
 
     Each agent has one turn at a time; others wait in a queue. The events are `turn`, `queued`, `held`, `vendor`,
@@ -103,9 +106,15 @@ async def send_message(name: Name, body: TurnMessage, turn_service: Turns, agent
 
     With `replaces`, the message takes the place of an earlier one, which it edits or has answered again; the pictures
     of the earlier one stay with it.
+
+    A request with an `Idempotency-Key` may be repeated: the repeat gets the events of the same turn.
     """
     images = await _images_of(agents, body.replaces)
     message = UserMessage(body.message, images, body.replaces, body.model)
+    request = TurnRequest.of(http.headers, name.encode() + b"\0" + await http.body())
+    if request.key is not None:
+        shared = await requests.join(request, name, message, body.conversation)
+        return TurnResponse(await _begun(shared), at_end=shared.leave)
     turn = await turn_service.open(name, message, body.conversation)
     return TurnResponse(_events(turn), at_end=turn.leave)
 
@@ -131,7 +140,29 @@ async def _images_of(agents: AgentService, message_id: str | None) -> tuple[Imag
         return ()
 
 
+async def _begun(shared: SharedTurn) -> AsyncGenerator[ServerSentEvent, None]:
+    """Return the events of a turn that may have several clients; raise why it could not be opened."""
+    events = shared.events()
+    try:
+        first = await anext(events)
+    except BaseException:
+        shared.leave()
+        raise
+    return _sent(events, first)
+
+
 async def _events(turn: Turn) -> AsyncGenerator[ServerSentEvent, None]:
-    async with aclosing(turn.events()) as events:
+    async for sent in _sent(turn.events()):
+        yield sent
+
+
+async def _sent(events: AsyncGenerator[Event, None], *first: Event) -> AsyncGenerator[ServerSentEvent, None]:
+    async with aclosing(events):
+        for event in first:
+            yield _as_sent(event)
         async for event in events:
-            yield ServerSentEvent(json.dumps(as_json(event), ensure_ascii=False), event=event.kind)
+            yield _as_sent(event)
+
+
+def _as_sent(event: Event) -> ServerSentEvent:
+    return ServerSentEvent(json.dumps(as_json(event), ensure_ascii=False), event=event.kind)

@@ -1,0 +1,124 @@
+"""What another backend has left at Letta: runs, which are ended, and the answer to a repeated request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import anyio
+import pytest
+
+from isabella.errors import LettaRefused
+from isabella.letta.client import LettaClient
+from isabella.letta.messages import Image, by_user
+from isabella.server.idempotency import TurnRequest
+from isabella.turns import leftovers
+from isabella.turns.leftovers import end_runs, found_turn
+
+WAITED, CANCELLED, AT_VENDOR = "waited", "cancelled", "ended at the vendor"
+
+
+class Runs:
+    """The runs of one agent at a Letta: those that are active at each question, and what was done to them."""
+
+    def __init__(self, *active: Sequence[str], refuses: bool = False) -> None:
+        self.active = [*active]
+        self.refuses = refuses
+        self.done: list[str] = []
+        self.messages = self
+
+    async def active_runs(self, agent_id: str) -> list[dict[str, Any]]:
+        assert agent_id == "agent-1"
+        now = self.active.pop(0) if len(self.active) > 1 else self.active[0]
+        return [{"id": run} for run in now]
+
+    async def cancel(self, agent_id: str, run_id: str) -> None:
+        self.done.append(f"{CANCELLED} {run_id}")
+        if self.refuses:
+            raise LettaRefused("409", status=409)
+
+    async def end(self, wait: float) -> list[str]:
+        """End them, and return what happened."""
+
+        async def told() -> None:
+            self.done.append(WAITED)
+
+        async def end_calls(_agent: str) -> None:
+            self.done.append(AT_VENDOR)
+
+        await end_runs(cast(LettaClient, self), "agent-1", wait=wait, on_wait=told, end_calls=end_calls)
+        return self.done
+
+
+@pytest.fixture(autouse=True)
+def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leftovers, "_LOOK_EVERY", 0.0)
+    monkeypatch.setattr(leftovers, "_END_SECONDS", 0.0)
+
+
+def test_an_agent_without_runs_costs_one_question() -> None:
+    """Nothing is waited for, and nothing is cancelled."""
+    assert anyio.run(Runs([]).end, 10.0) == []
+
+
+def test_a_run_that_ends_by_itself_is_waited_for() -> None:
+    """It may have the answer that somebody will ask for again."""
+    assert anyio.run(Runs(["run-1"], ["run-1"], []).end, 60.0) == [WAITED]
+
+
+def test_a_run_that_does_not_end_is_cancelled() -> None:
+    """Its Letta may have been killed; so may have been the gateway, whose requests end, too."""
+    assert anyio.run(Runs(["run-1", "run-2"]).end, 0.0) == [
+        f"{CANCELLED} run-1",
+        f"{CANCELLED} run-2",
+        AT_VENDOR,
+    ]
+
+
+def test_a_run_that_ends_before_it_is_cancelled_is_no_error() -> None:
+    """Letta answers 409 then."""
+    assert anyio.run(Runs(["run-1"], refuses=True).end, 0.0) == [f"{CANCELLED} run-1", AT_VENDOR]
+
+
+def row(kind: str, id: str, content: str = "", otid: str | None = None) -> dict[str, Any]:
+    """A row of Letta's history."""
+    return {"message_type": kind, "id": id, "content": content, "otid": otid}
+
+
+def test_the_answer_to_a_repeated_request_is_found_by_its_id() -> None:
+    """Everything from the message to the next message of the user."""
+    rows = [
+        row("user_message", "message-1", "former", "another"),
+        row("assistant_message", "message-2", "not this"),
+        row("user_message", "message-3", "asked", "this"),
+        row("tool_call_message", "message-4"),
+        row("tool_return_message", "message-5"),
+        row("assistant_message", "message-6", "One."),
+        row("assistant_message", "message-7", "Two."),
+        row("user_message", "message-8", "later", None),
+        row("assistant_message", "message-9", "nor this"),
+    ]
+    found = found_turn(rows, "this")
+    assert found is not None
+    assert [(text.text, text.message_id) for text in found.answer] == [("One.", "message-6"), ("Two.", "message-7")]
+    unanswered = found_turn(rows[:5], "this")
+    assert unanswered is not None
+    assert unanswered.answer == ()
+    assert found_turn(rows, "unknown") is None
+
+
+def test_the_id_of_a_request_is_the_same_at_every_backend() -> None:
+    """It depends on key and body only; without a key nothing proves that a request is a repeat."""
+    one = TurnRequest.of({"idempotency-key": "k1"}, b"body")
+    again = TurnRequest.of({"idempotency-key": "k1", "x-stainless-retry-count": "1"}, b"body")
+    assert one.id == again.id is not None
+    assert len({one.id, TurnRequest.of({"idempotency-key": "k2"}, b"body").id}) == 2
+    assert len({one.id, TurnRequest.of({"idempotency-key": "k1"}, b"other").id}) == 2
+    assert TurnRequest.of({"x-stainless-retry-count": "1"}, b"body").id is None
+
+
+def test_the_id_goes_with_the_message() -> None:
+    """Letta stores it, with images or without."""
+    assert by_user("hello", request_id="id-1") == {"role": "user", "content": "hello", "otid": "id-1"}
+    assert by_user("hello", [Image("image/png", "aaaa")], "id-1")["otid"] == "id-1"
+    assert "otid" not in by_user("hello")

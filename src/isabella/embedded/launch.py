@@ -74,7 +74,7 @@ _MIGRATIONS_TLS = "ISABELLA_MIGRATIONS_TLS"
 #: the advisory lock of migrations; any number that nobody else uses
 _MIGRATIONS_LOCK = 0x15ABE11A
 _PLAIN = (str, int, float, bool, type(None))
-_ASK_EVERY = 0.2
+_ASK_EVERY, _SECONDS_FOR_USER = 0.2, 60.0
 _EMBEDDINGS = re.compile(r"(?<=/embeddings/)[^/\s]+(?=/v1)")
 
 
@@ -318,9 +318,16 @@ def migrations_lock(url: str) -> Iterator[None]:
     )
     with engine.connect() as connection:
         ask = alchemy.text(f"SELECT pg_try_advisory_lock({_MIGRATIONS_LOCK})")
+        waited = False
         while not connection.execute(ask).scalar():
+            waited = True
             time.sleep(_ASK_EVERY)
         yield
+        if waited:
+            # The server that has migrated a new database makes Letta's user next; two would fail on each other.
+            users, deadline = alchemy.text("SELECT true FROM users LIMIT 1"), time.monotonic() + _SECONDS_FOR_USER
+            while not connection.execute(users).scalar() and time.monotonic() < deadline:
+                time.sleep(_ASK_EVERY)
     engine.dispose()
 
 

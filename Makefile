@@ -11,6 +11,9 @@ ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundl
 export UV_SYSTEM_CERTS ?= true
 endif
 
+# Images of Python often set it. Every process would compile Isabella and its libraries again: twice the time of a start.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup run check test lint real browser bench soak compat catalog clients demo pictures dist image image-base image-pin image-test stack manifests clean alerts
 

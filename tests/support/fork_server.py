@@ -124,17 +124,26 @@ class ForkServer:
 
 def _serve() -> None:
     """Serve requests on standard input; this runs in the server process."""
+    import click
+    import httpcore2
     import psycopg
     import stamina
+    import typer.main
+    from anyio._backends import _asyncio
 
     from isabella import api, cli
     from isabella.cli import tables
     from isabella.config import settings
     from isabella.locks import postgres, provider_lock
+    from isabella.practice import overlay
     from isabella.system import logging
     from isabella.vendors import client
 
-    del psycopg, stamina, cli, tables, settings, postgres, provider_lock, api, logging, client
+    del click, httpcore2, psycopg, stamina, _asyncio
+    del tables, settings, postgres, provider_lock, api, overlay, logging, client
+    # The commands are the same in every child, and to build them takes as long as many a command itself.
+    commands = typer.main.get_command(cli.app)
+    typer.main.get_command = lambda typer_instance: commands
     # A child that holds must not miss its signal, however early it arrives.
     signal.pthread_sigmask(signal.SIG_BLOCK, {_GO})
     children: set[int] = set()

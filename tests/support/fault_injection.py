@@ -24,6 +24,8 @@ from tests.support.backend_server import connection_to, gateway
 from tests.support.fault_proxy import Proxy
 from tests.support.letta_admin import LettaAdmin, open_admin
 from tests.support.letta_encryption import OTHER_MASTER_KEY, seal, unseal
+from tests.support.made_tokens import use_tokens
+from tests.support.remembered_letta import RememberedLetta, State
 
 FORMER_KEY = "ak_practice-former"
 BYSTANDER = "walk-bystander"
@@ -59,12 +61,15 @@ class WalkEnv:
 
     Attributes:
         gateway: the address of the gateway between this Letta and the vendors; None if there is none.
+        memory: what answers in Letta's place what it was asked before; None if Letta answers everything itself.
     """
 
     admin: LettaAdmin
     vendors: PracticeVendors
     home: Path
     gateway: str | None = None
+    memory: RememberedLetta | None = None
+    _planted: dict[tuple[str, str | None], State] = field(default_factory=dict)
     _sealed: dict[tuple[str, str], str] = field(default_factory=dict)
     _agents: dict[str, str] = field(default_factory=dict)
 
@@ -86,6 +91,11 @@ class WalkEnv:
     def key(self) -> str:
         """The configured key, which the vendor accepts."""
         return self.vendors.key("longcat").get_secret_value()
+
+    @property
+    def target(self) -> str | RememberedLetta:
+        """Where a proxy passes requests on to."""
+        return self.memory or self.admin.letta.base_url
 
     @property
     def master_key(self) -> str:
@@ -129,7 +139,23 @@ class WalkEnv:
     def plant(self, situation: str) -> dict[str, str]:
         """Bring Letta into a situation. Returned are the ids of the providers that are there, by name."""
         names = self.names(situation)
-        if self.row(BYSTANDER) is None:
+        if self.memory is None:
+            self._plant(situation, names)
+        elif (planted := self._planted.get((situation, self.gateway))) is not None:
+            self.memory.state = planted
+        else:
+            self._plant(situation, names)
+            self._planted[situation, self.gateway] = self.memory.look()
+        return {name: row["id"] for name in names if (row := self.row(name)) is not None}
+
+    def add_counted(self, number: int) -> None:
+        """Add providers whose models Letta has read. A command that syncs counts the models of each."""
+        (bystander,) = self.admin.rows(BYSTANDER)
+        self.admin.crowd(bystander["id"], number)
+        self.admin.database.execute("UPDATE providers SET last_synced = now() WHERE name LIKE 'crowd-%'")
+
+    def _plant(self, situation: str, names: list[str]) -> None:
+        if not self.admin.rows(BYSTANDER):
             self.admin.provider(BYSTANDER, _TYPE, self.base_url(BYSTANDER), FORMER_KEY)
         former = self.former_base_url if situation in MOVES else self.base_url()
         for name, address in (("walk-one", former), (BYSTANDER, self.former_base_url)):
@@ -141,7 +167,6 @@ class WalkEnv:
         else:
             for name, one in zip(names, ["absent", "stale", "sealed elsewhere", "plaintext"], strict=True):
                 self._plant_one(name, one)
-        return {name: row["id"] for name in names if (row := self.row(name)) is not None}
 
     def _plant_one(self, name: str, situation: str) -> None:
         if situation.startswith("absent"):
@@ -184,7 +209,13 @@ class WalkEnv:
 
     def row(self, name: str) -> dict[str, Any] | None:
         """The live record of this name."""
-        return next(iter(self.admin.rows(name)), None)
+        rows = self.admin.rows(name) if self.memory is None else self.memory.state.providers(name)
+        return next(iter(rows), None)
+
+    def _endpoint(self, name: str) -> str:
+        """What the agent of a provider calls."""
+        agent = self._agents[name]
+        return self.admin.endpoint(agent) if self.memory is None else self.memory.state.endpoint(agent)
 
     def state(self, name: str) -> tuple[str, str, str | None] | None:
         """Type, base URL and opened key of the live record."""
@@ -202,12 +233,15 @@ class WalkEnv:
         former = self.former_base_url if situation in MOVES else self.base_url()
         state = self.state("walk-one")
         if state is not None and state[2] is not None and not state[2].startswith("no-key-yet-"):
-            carried = (self.admin.endpoint(self._agents["walk-one"]), state[2])
+            carried = (self._endpoint("walk-one"), state[2])
             assert carried in ((former, FORMER_KEY), (self.base_url(), self.key)), f"{situation}: {carried}"
 
     def heal(self, situation: str) -> Report:
         """The next start, in fair weather."""
-        return asyncio.run(ensure_providers(self.settings(situation)))
+        if self.memory is None:
+            return asyncio.run(ensure_providers(self.settings(situation)))
+        with Proxy(self.memory) as proxy:
+            return asyncio.run(ensure_providers(self.settings(situation, proxy.url)))
 
     def check_healed(self, situation: str, ids: Mapping[str, str], *, proven: bool = False) -> None:
         """After the next start everything is proven, under the ids it had, and nothing else was touched.
@@ -223,8 +257,8 @@ class WalkEnv:
             row = self.row(name)
             assert row is not None
             assert row["id"] == ids.get(name, row["id"])
-        assert self.admin.endpoint(self._agents["walk-one"]) == self.base_url()
-        assert self.admin.endpoint(self._agents[BYSTANDER]) == self.former_base_url
+        assert self._endpoint("walk-one") == self.base_url()
+        assert self._endpoint(BYSTANDER) == self.former_base_url
         assert self.row(BYSTANDER) == bystander
         assert self.row(TOUCHSTONE) is None
 
@@ -237,17 +271,32 @@ class WalkEnv:
             yield
         self.gateway = None
 
+    @contextmanager
+    def remembering(self) -> Iterator[RememberedLetta]:
+        """Answer requests from memory for a while, where Letta has carried them out in the same state before.
+
+        For this, the keys that Isabella makes up are the same in the same state.
+        """
+        self.memory = memory = RememberedLetta(self.admin, frozenset(["walk-one", TOUCHSTONE]))
+        try:
+            with use_tokens(memory.token_hex):
+                yield memory
+        finally:
+            self.memory = None
+            self._planted.clear()
+        assert memory.differences == []
+
     def clear(self) -> None:
         """Take everything away."""
         while self._agents:
             self.admin.http.delete(f"/v1/agents/{self._agents.popitem()[1]}").raise_for_status()
-        self.admin.clear("walk-*", TOUCHSTONE)
+        self.admin.clear("walk-*", "crowd-*", TOUCHSTONE)
 
 
 def count_requests(env: WalkEnv, situation: str, run: Callable[[str], object]) -> int:
     """How many requests reach Letta in this situation, when a sync is run against the given address."""
     env.plant(situation)
-    with Proxy(env.admin.letta.base_url) as proxy:
+    with Proxy(env.target) as proxy:
         env.arm(situation, proxy)
         run(proxy.url)
         return sum(request.passed_on for request in proxy.requests)

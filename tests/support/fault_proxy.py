@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 from urllib.parse import parse_qs, urlsplit
 
 #: What goes wrong: an HTTP status, or one of these.
@@ -26,6 +26,13 @@ Match = Callable[[str, bytes], bool]
 
 _START_SECONDS = 10.0
 _HTML = "<html><body><h1>A gateway</h1></body></html>"
+
+
+class Server(Protocol):
+    """What answers requests in place of a server with an address."""
+
+    def answer(self, start: str, headers: list[list[str]], body: bytes) -> bytes:
+        """Return the whole response to a request, of which `start` is the first line."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +80,12 @@ class Proxy:
     """A context manager that serves from a thread, on a loopback port.
 
     Args:
-        target: the address that requests are passed on to.
+        target: the address that requests are passed on to, or what answers them.
     """
 
-    def __init__(self, target: str) -> None:
-        parts = urlsplit(target)
+    def __init__(self, target: str | Server) -> None:
+        self._server = None if isinstance(target, str) else target
+        parts = urlsplit(target if isinstance(target, str) else "")
         self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
@@ -249,6 +257,8 @@ class Proxy:
             return next((fault for fault in self._faults if fault.strikes(line, body)), None)
 
     async def _pass_on(self, start: str, headers: list[list[str]], body: bytes) -> bytes:
+        if self._server is not None:
+            return self._server.answer(start, headers, body)
         try:
             reader, writer = await asyncio.open_connection(self._host, self._port)
         except ConnectionError:

@@ -16,13 +16,17 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.support.made_tokens import tokens_from, use_tokens
+
 _GO = signal.SIGUSR1
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class ForkServer:
         """Start it; returns when everything is imported."""
         self._lock = threading.Lock()
         self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", __name__], cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         assert self.order({}) == {}
         return self
@@ -84,6 +88,7 @@ class ForkServer:
         seconds: int = 0,
         hold: bool = False,
         no_files: bool = False,
+        tokens: str | None = None,
     ) -> Child:
         """Run `isabella ARGUMENTS`.
 
@@ -96,6 +101,7 @@ class ForkServer:
             seconds: the time after which SIGALRM ends it; 0 for no limit.
             hold: whether it waits for `go` before it begins.
             no_files: whether every write to a file fails, as on a full disk; its output is lost.
+            tokens: the seed of the keys that it makes up; random if not given.
         """
         made = self.order(
             {
@@ -107,6 +113,7 @@ class ForkServer:
                 "seconds": seconds,
                 "hold": hold,
                 "no_files": no_files,
+                "tokens": tokens,
             }
         )
         return Child(made["pid"], output, self)
@@ -187,7 +194,8 @@ def _run(order: dict[str, Any]) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
         from isabella.cli import main
 
-        main()
+        with nullcontext() if order["tokens"] is None else use_tokens(tokens_from(order["tokens"])):
+            main()
         code = 0
     except SystemExit as exit_:
         code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)

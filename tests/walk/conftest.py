@@ -19,7 +19,7 @@ def _derived_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def env(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WalkEnv]:
-    """The real Letta, and where a walk leaves its traces."""
-    with open_walk_env(letta_server, tmp_path_factory.mktemp("walk")) as opened:
+def env(empty_letta: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WalkEnv]:
+    """The real Letta without anything of other tests, and where a walk leaves its traces."""
+    with open_walk_env(empty_letta, tmp_path_factory.mktemp("walk")) as opened:
         yield opened

@@ -1,4 +1,7 @@
-"""Every request of a sync goes wrong, in every way: nothing is lost, and the next start makes everything right."""
+"""Every request of a sync goes wrong, in every way: nothing is lost, and the next start makes everything right.
+
+The real Letta carries each request out once in each state of its database; see `remembered_letta.py`.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from isabella.providers import safe_writes
 from isabella.providers.report import Proof
 from tests.support.fault_injection import BEHIND_GATEWAY, SITUATIONS, WalkEnv
 from tests.support.fault_proxy import Kind, Match, Proxy, When
+from tests.support.remembered_letta import RememberedLetta
 
 #: What goes wrong, and whether Letta has carried the request out by then.
 FAULTS: list[tuple[Kind, When]] = [
@@ -43,7 +47,7 @@ def _little_patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def sync(env: WalkEnv, situation: str, proxy: Proxy, kind: Kind | None = None) -> bool:
     """A sync through the proxy: whether it says that everything is proven. What it says is checked."""
-    timeout = "1.5" if kind == "hang" else "30"
+    timeout = "0.5" if kind == "hang" else "30"
     settings = env.settings(situation, proxy.url, ISABELLA_TIMEOUT=timeout)
     try:
         report = asyncio.run(ensure_providers(settings))
@@ -76,14 +80,16 @@ def test_whatever_goes_wrong_at_any_request_is_healed_by_the_next_start(
     env: WalkEnv, situation: str, record_property: Callable[[str, object], None]
 ) -> None:
     """A lost answer, an error, half an answer, silence, at each request: told truly, and healed at the next start."""
-    with nullcontext() if situation in BEHIND_GATEWAY else env.behind_gateway():
-        walk(env, situation, record_property)
+    with nullcontext() if situation in BEHIND_GATEWAY else env.behind_gateway(), env.remembering() as letta:
+        walk(env, letta, situation, record_property)
 
 
-def walk(env: WalkEnv, situation: str, record_property: Callable[[str, object], None]) -> None:
+def walk(
+    env: WalkEnv, letta: RememberedLetta, situation: str, record_property: Callable[[str, object], None]
+) -> None:
     """Walk through all points of a situation."""
     env.plant(situation)
-    with Proxy(env.admin.letta.base_url) as proxy:
+    with Proxy(letta) as proxy:
         env.arm(situation, proxy)
         sync(env, situation, proxy)
         requests = proxy.requests
@@ -92,7 +98,7 @@ def walk(env: WalkEnv, situation: str, record_property: Callable[[str, object], 
     for point in range(1, number + 1):
         for kind, when in FAULTS:
             ids = env.plant(situation)
-            with Proxy(env.admin.letta.base_url) as proxy:
+            with Proxy(letta) as proxy:
                 proxy.fault(nth_request(point), kind, when)
                 env.arm(situation, proxy)
                 at_once = sync(env, situation, proxy, kind)
@@ -104,7 +110,8 @@ def walk(env: WalkEnv, situation: str, record_property: Callable[[str, object], 
     record_property("points", ("fault walk", walked))
     record_property(
         "walked",
-        f"fault walk: {SITUATIONS[situation]}{env.way}: {number} requests, {walked} points, {proven} proven at once",
+        f"fault walk: {SITUATIONS[situation]}{env.way}: {number} requests, {walked} points, {proven} proven at once; "
+        f"{letta.asked} requests in all, {letta.carried_out} of them carried out",
     )
     assert any(request.method != "GET" for request in requests)
     assert walked == len(FAULTS) * number

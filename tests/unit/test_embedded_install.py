@@ -225,6 +225,16 @@ def test_an_installation_that_is_used_is_not_replaced(paths: InstancePaths, deli
     assert install.install(paths, quiet) == before
 
 
+def test_a_process_in_a_container_is_none_of_this_installation(
+    paths: InstancePaths, deliver: Callable[[bytes], None]
+) -> None:
+    """It may have the same path, and nothing is there that it could run from."""
+    command = [str(paths.python), "-c", "import sys; sys.stdin.read()"]
+    with subprocess.Popen(command, executable=sys.executable, stdin=subprocess.PIPE) as user:
+        assert install.install(paths, quiet).release == paths.release
+        user.communicate(b"")
+
+
 def test_uv_that_fails_is_quoted(paths: InstancePaths, deliver: Callable[[bytes], None]) -> None:
     """The error has uv's own words, the log's name and a remedy; nothing counts as installed."""
     deliver(fake_archive(lock="no lock"))

@@ -102,6 +102,9 @@ def _patched_lock(release: str, choice: LettaLock) -> Path | None:
 
 def _refuse_if_used(paths: InstancePaths) -> None:
     """Raise if a process runs from the installation. It would load modules of two versions."""
+    if not paths.program.exists():
+        # A process with this path, if there is one, is in a container, or this one is.
+        return
     for process in psutil.process_iter():
         try:
             arguments = process.cmdline()

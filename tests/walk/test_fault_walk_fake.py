@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Sequence
+import re
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
@@ -30,7 +31,7 @@ from isabella.system.urls import PLACEHOLDER_URL
 from tests.support.fake_agents import Agent, FakeAgents
 from tests.support.fake_letta import NO_KEY, FakeLetta, Row
 from tests.support.fault_transport import FaultTransport, JumpingLoop, Killed, Kind, Sent, When
-from tests.support.letta_encryption import MASTER_KEY, OTHER_MASTER_KEY, seal
+from tests.support.letta_encryption import MASTER_KEY, OTHER_MASTER_KEY, seal, unseal
 
 KEY, FORMER_KEY = "csk-walk-0002", "csk-walk-0001"
 LONG_KEY = "5eed" * 16
@@ -116,6 +117,7 @@ def test_whatever_goes_wrong_is_told_truly_and_healed(situation: str) -> None:
     """At each request, each fault: no false proof, the row is there unless it is said, and the next start heals."""
     _, sent = sync(*letta_in(situation))
     assert len(sent) > 3
+    healed_from: set[Hashable] = set()
     for point in range(1, len(sent) + 1):
         for kind in FAULTS:
             for when in WHENS:
@@ -127,12 +129,37 @@ def test_whatever_goes_wrong_is_told_truly_and_healed(situation: str) -> None:
                     assert fake.live("walk") or not was_there or _says_it_is_gone(report), where
                 if report is not None and report.all_proven:
                     assert fake.bearer("walk") == SITUATIONS[situation][2], where
+                assert _bystander(fake) == bystander, where
+                # The next start depends on nothing but this: from the same contents, it is the same.
+                if (contents := contents_of(fake)) in healed_from:
+                    continue
+                healed_from.add(contents)
                 healed, _ = sync(fake, desired)
                 assert healed is not None, where
                 assert healed.all_proven, where
                 assert fake.bearer("walk") == SITUATIONS[situation][2], where
                 assert _bystander(fake) == bystander, where
                 assert len([row for row in fake.rows if not row.deleted]) == 2, where
+
+
+#: A key that a sync has made up. Its random part makes no difference.
+_MADE_UP = re.compile(r"^(no-key-yet|touchstone)-[0-9a-f]+$")
+
+
+def contents_of(fake: FakeLetta) -> Hashable:
+    """What a Letta holds, but for the ids, the salts, and the random part of keys that a sync has made up."""
+    return tuple(
+        (row.name, row.type, row.base_url, _key_in(row.enc), row.deleted, row.synced, row.plain) for row in fake.rows
+    )
+
+
+def _key_in(text: str | None) -> Hashable:
+    if text is None:
+        return None
+    for master_key in (MASTER_KEY, OTHER_MASTER_KEY):
+        if (key := unseal(text, master_key, rounds=1)) is not None:
+            return master_key, _MADE_UP.sub(r"\1", key)
+    return text
 
 
 def _bystander(fake: FakeLetta) -> Row:
@@ -333,11 +360,16 @@ def test_no_key_arrives_at_another_address_whatever_goes_wrong_in_a_move(situati
     assert letta_before_a_move(situation)[0].bearer("walk") in (MOVES[situation], NO_KEY, None)
     _, sent = move(*letta_before_a_move(situation))
     assert len([one for one in sent if one.writes]) >= 1
+    healed_from: set[Hashable] = set()
     for point in range(1, len(sent) + 1):
         for kind in FAULTS:
             for when in WHENS:
                 fake, desired, fake_agents = letta_before_a_move(situation)
                 move(fake, desired, fake_agents, (point, kind, when))
+                agents = tuple(map(dataclasses.astuple, fake_agents.agents.values()))
+                if (contents := (contents_of(fake), agents)) in healed_from:
+                    continue
+                healed_from.add(contents)
                 healed, _ = move(fake, desired, fake_agents)
                 where = f"{situation}: {kind} {when} request {point}"
                 assert healed is not None, where

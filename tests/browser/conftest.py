@@ -64,7 +64,7 @@ def anonymous(served: Backend, browser: Browser) -> Iterator[BrowserUser]:
 @pytest.fixture
 def user(anonymous: BrowserUser) -> BrowserUser:
     """A user who is signed in."""
-    anonymous.enter()
+    anonymous.sign_in()
     return anonymous
 
 

@@ -71,7 +71,7 @@ async def measure(servers: Servers, *, quick: bool) -> Results:
     """Measure the cost, then turns with the gateway and without."""
     results = Results()
     results.include(await hop.measure(quick=quick))
-    rotations = 2 if quick else 20
+    rotations = 1 if quick else 20
     with _setup(servers) as setup, PracticeVendors() as vendors:
         async with _conversation(setup, vendors, gateway="on") as backend:
             await _keys_and_turns(setup, vendors, backend, rotations, results, "gateway")

@@ -36,7 +36,7 @@ async def measure(*, quick: bool) -> Results:
     results = Results()
     with _processes() as (vendors, gateway):
         async with _clients(vendors, gateway) as clients:
-            await _first_token(clients, results, rounds=40 if quick else 400)
+            await _first_token(clients, results, rounds=10 if quick else 400)
             await _throughput(clients, vendors, results, quick=quick)
     return results
 

@@ -65,7 +65,7 @@ class Way:
 async def measure(servers: Servers, *, quick: bool) -> Results:
     """Measure all ways, and the baseline."""
     results = Results()
-    rotations = 2 if quick else ROTATIONS
+    rotations = 1 if quick else ROTATIONS
     with _setup(servers) as setup, PracticeVendors() as vendors:
         await _with_isabella(setup, vendors, rotations, results)
         await _with_the_loop(setup, vendors, rotations, results)

@@ -4,7 +4,9 @@ PYTHON ?= python3
 UV ?= $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 VENV := .venv
 BIN := $(VENV)/bin
-COMPOSE ?= $(if $(shell command -v docker 2>/dev/null),docker,podman) compose
+# podman has the command `compose` since 4.7; podman-compose is a program of its own.
+COMPOSE ?= $(if $(shell command -v docker 2>/dev/null),docker compose,$(if $(shell command -v podman-compose 2>/dev/null),podman-compose,podman compose))
+STACK_FILES := $(if $(filter docker%,$(COMPOSE)),,--file compose.yaml --file deploy/compose.podman.yaml)
 
 # uv trusts its own list of authorities; a machine with a certificate store may know more of them (a company's).
 ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/cert.pem),)
@@ -104,11 +106,13 @@ image-base: ## Make a base image of Debian packages, for machines that reach no 
 image-pin: ## Pin the images of others to what their tags mean now
 	@deploy/pin.sh
 
-image-test: setup ## Run the stack of compose.yaml from the built images, without an engine (root)
+image-test: setup ## Build the images, and run the stack of compose.yaml from them without an engine (root)
 	@$(BIN)/python -m pytest -m image --no-cov tests/containers
 
+# The engine that runs the images has to have them.
+stack: export BUILDER := $(or $(BUILDER),$(if $(filter docker%,$(COMPOSE)),docker,podman))
 stack: image ## Build the images, make the secrets once, and start the stack of compose.yaml
-	@profile=$$($(PYTHON) deploy/make_secrets.py) && $(COMPOSE) $${profile:+--profile $$profile} up --detach --wait
+	@profile=$$($(PYTHON) deploy/make_secrets.py) && $(COMPOSE) $(STACK_FILES) $${profile:+--profile $$profile} up --detach --wait
 
 manifests: setup ## Render and validate the manifests, the Containerfile and the systemd units
 	@UV=$(UV) deploy/manifests.sh

@@ -35,4 +35,8 @@ if command -v docker >/dev/null && docker compose version >/dev/null 2>&1; then
   docker compose --file compose.yaml config --quiet
 else missing="$missing docker-compose"
 fi
+if command -v podman >/dev/null; then
+  $tool podman-compose@1.6.0 --file compose.yaml --file deploy/compose.podman.yaml --profile practice config >/dev/null
+else missing="$missing podman"
+fi
 [ -z "$missing" ] || echo "manifests: not checked, for want of:$missing"

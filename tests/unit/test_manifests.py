@@ -23,6 +23,8 @@ SECRET = re.compile(r"(PASSWORD|TOKEN|_KEY|_URI|DATABASE_URL|SECRET)$")
 NAME = "app.kubernetes.io/name"
 SERVICES = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
 
+_PODMAN_FILES = "--file compose.yaml --file deploy/compose.podman.yaml"
+
 needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 
 
@@ -237,6 +239,40 @@ def test_keys_of_the_project_are_used(tmp_path: Path, text: str, printed: str) -
     (tmp_path / ".env").write_text(text)
     assert make_secrets(tmp_path) == printed
     assert ((tmp_path / "deploy/secrets/config/.env").read_text() == text) is (printed == "")
+
+
+@pytest.mark.parametrize(
+    ("programs", "builder", "compose"),
+    [
+        (("docker",), "docker", "docker compose"),
+        (("docker", "podman"), "docker", "docker compose"),
+        (("podman", "podman-compose"), "podman", f"podman-compose {_PODMAN_FILES}"),
+        (("podman", "buildah"), "podman", f"podman compose {_PODMAN_FILES}"),
+    ],
+)
+def test_the_engine_that_runs_the_stack_builds_its_images(
+    tmp_path: Path, programs: tuple[str, ...], builder: str, compose: str
+) -> None:
+    """`make stack` with what is installed: two images, and then all services."""
+    shutil.copytree(DEPLOY, tmp_path / "deploy", ignore=shutil.ignore_patterns("secrets"))
+    for file in ("Makefile", "compose.yaml", "pyproject.toml"):
+        shutil.copy(ROOT / file, tmp_path)
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    for name in programs:
+        (folder / name).write_text(f'#!/bin/sh\necho {name} "$@" >>{tmp_path}/called\n')
+        (folder / name).chmod(0o700)
+    for name in ("python3", "dirname", "sed", "cat", "sh", "uname"):
+        (folder / name).symlink_to(str(shutil.which(name)))
+    make = [str(shutil.which("make")), "stack", f"PYTHON={sys.executable}"]
+    ended = subprocess.run(make, cwd=tmp_path, env={"PATH": str(folder)}, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    *built, started = (tmp_path / "called").read_text().splitlines()
+    assert [(line.split()[:2], line.split()[-4]) for line in built] == [
+        ([builder, "build"], "isabella"),
+        ([builder, "build"], "letta"),
+    ]
+    assert started == f"{compose} --profile practice up --detach --wait"
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")

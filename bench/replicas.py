@@ -34,6 +34,7 @@ from bench.conversation import HANDLES, agent_id, defined
 from bench.own_postgres import OperatorsPostgres, operators_postgres
 from bench.results import Results
 from bench.setup import Servers
+from isabella.embedded import Server
 from isabella.embedded.instance import choose_port
 from isabella.practice import NAMES, PracticeVendors
 from isabella.practice.vendor import Request
@@ -453,6 +454,7 @@ def every_strike() -> list[tuple[str, signal.Signals]]:
 
 async def measure(servers: Servers, *, quick: bool) -> Results:
     """Measure 200 turns, or 40 with fewer deaths."""
+    await anyio.to_thread.run_sync(Server(servers.home).install_release)
     home = servers.home / "bench-replicas"
     with _empty(home):
         async with replicas(servers.home / "releases", home) as running:
@@ -462,6 +464,8 @@ async def measure(servers: Servers, *, quick: bool) -> Results:
             costs = await running.costs(clients=clients, turns=turns)
             grown = (await anyio.to_thread.run_sync(running.database.size) - before) / turns / 1000
             pace = turns / running.seconds
+            spent = "; ".join(f"{kind} {cost}" for kind, cost in costs.items()) + f"; {grown:.1f} kB in Postgres"
+            print(f"  a turn: {spent}; {pace:.2f} turns a second", flush=True)
             outcome = await running.run(strikes[:6:3] if quick else strikes, clients=clients, turns=turns)
     results = Results()
     told = Counter(turn.told.split(":")[0] for turn in outcome.turns)
@@ -470,8 +474,7 @@ async def measure(servers: Servers, *, quick: bool) -> Results:
     results.add(
         "replicas_turns", len(outcome.turns), f"{outcome.strikes} kills and restarts: {ends}; {again} sent again"
     )
-    spent = "; ".join(f"{kind} {cost}" for kind, cost in costs.items())
-    results.add("replicas_turns_per_second", pace, f"processor time of a turn: {spent}; {grown:.1f} kB in Postgres")
+    results.add("replicas_turns_per_second", pace, f"processor time of a turn: {spent}")
     results.add("replicas_lost_turns", len(outcome.lost), "; ".join(outcome.lost[:5]))
     results.add("replicas_overlaps", len(outcome.overlaps), "; ".join(outcome.overlaps[:5]))
     results.add("replicas_foreign_keys", len(outcome.foreign), "; ".join(outcome.foreign[:5]))

@@ -56,6 +56,8 @@ _SECONDS = {
     "real_model": 80,
     "chat_page": 130,
     "backup": 85,
+    "many_backends": 150,
+    "own_postgres": 15,
     "conversations": 60,
     "turns_conversations": 50,
     "connection_loss": 75,

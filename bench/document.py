@@ -46,6 +46,15 @@ A hollow point was measured on a busy machine. `bench/history.jsonl` has the num
 
 _MANY_HEAD = """
 ## Many agents, many messages
+
+`python -m bench --only many`: four Letta servers run at once, each with a Postgres and a backend, and with one size
+of each table; turns alternate between them. Agents have blocks, tools and messages of their own; the messages are
+older ones, outside the context. Rows are copied in the database. An idle agent is one that had no turn for half a
+minute, so that it is looked up in Letta by its name.
+
+Of Isabella, the start grows with the agents: it lists them with their tags, twice if embeddings are on, so that turns
+find them while Letta is away. After the start, the texts of all blocks are compared with their histories in the
+background. Nothing in a turn goes through all agents or messages.
 """
 
 

@@ -187,7 +187,9 @@ FIGURES = (
         most=5.0,
     ),
     Figure("help_over_bare", "`isabella --help` in a fresh process, over a bare interpreter", most=8.0),
-    Figure("doctor_over_bare", "`isabella doctor --json`, four providers in sync, over the same", most=120.0),
+    Figure(
+        "doctor_over_bare", "`isabella doctor --json`, four providers in sync, over a bare interpreter", most=120.0
+    ),
     Figure("doctor_down_seconds", "the same with Letta and all vendors down, with its own time limits, seconds"),
 )
 

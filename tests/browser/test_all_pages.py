@@ -332,6 +332,11 @@ def german_pages(user: BrowserUser, agent: str) -> Iterator[str]:
     page.locator("#do-verify").click()
     expect(page.locator("#job.done")).to_be_visible()
     yield "providers"
+    page.locator("#dismiss").click()
+    expect(page.locator("#job.done")).to_have_count(0)
+    page.locator("#do-doctor").click()
+    expect(page.locator("#job.done")).to_be_visible()
+    yield "the doctor's findings"
     user.open(f"chat/{agent}")
     user.say("Say *something* `code`")
     user.wait_for_answer()

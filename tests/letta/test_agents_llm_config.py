@@ -207,7 +207,7 @@ def test_a_limit_that_does_not_fit_into_the_window_is_lowered_told_and_brought_b
             await agent_service.registry.get(id), "byok-groq", agent_service.models
         )
         assert config(served, id)["max_tokens"] == 131_072 // 2
-        assert "200000 does not fit into a window of 131072" in to_groq.notes[0]
+        assert "200,000 does not fit into a window of 131,072" in to_groq.notes[0]
         again = await agent_service.registry.switch(
             await agent_service.registry.get(id), "byok-groq", agent_service.models
         )

@@ -71,7 +71,7 @@ def test_a_conversation_that_is_too_long_for_the_new_model_is_summarised_first(n
         here.vendors.forget()
         bound = await registry.switch(agent, "byok-groq", models)
         assert (bound.binding.provider, bound.binding.window) == ("byok-groq", 12_000)
-        assert any("did not fit into a window of 12000 tokens" in note for note in bound.notes)
+        assert any("did not fit into a window of 12,000 tokens" in note for note in bound.notes)
         chats = [name for name in NAMES for one in here.vendors.requests(name) if one.path.endswith("/completions")]
         assert set(chats) == {"longcat"}
         short = await prompt_budget(letta, agent.id)

@@ -17,7 +17,9 @@ from babel.messages.extract import extract_from_dir
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po, write_po
 
+from isabella.doctor import findings
 from isabella.server.web.languages import TEXTS
+from isabella.turns import stream
 
 _SOURCE = Path(__file__).parents[2] / "src" / "isabella"
 _METHODS = [("server/web/templates/**.html", "jinja2.ext:babel_extract"), ("**.py", "python")]
@@ -31,6 +33,8 @@ _KEYWORDS = {
     "english": None,
     "English": None,
 }
+#: Tables with texts of the core, and what yields these texts.
+_TABLES = {"doctor/findings.toml": findings.texts_for_people, "turns/refusals.toml": stream.texts_for_people}
 #: Lines of a header that say nothing, or something else at each run.
 _IDLE = tuple(
     f'"{name}'.encode()
@@ -47,6 +51,9 @@ def extracted() -> Catalog:
     found = extract_from_dir(str(_SOURCE), _METHODS, _OPTIONS, keywords=_KEYWORDS)
     for file, _line, text, _comments, context in sorted(found, key=lambda one: (one[0], one[1])):
         catalogue.add(text, locations=[(file, 0)], context=context)
+    for file, texts_of in _TABLES.items():
+        for text in texts_of():
+            catalogue.add(text, locations=[(file, 0)])
     return catalogue
 
 

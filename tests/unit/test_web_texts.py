@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from babel.messages import Message
 from jinja2 import nodes
+from pydantic import SecretStr
 from starlette.requests import HTTPConnection
 from starlette.testclient import TestClient
 
+from isabella.config.vendors import known_vendors
+from isabella.doctor.findings import finding
+from isabella.providers.desired import Desired
 from isabella.providers.health import headline
+from isabella.providers.plan import Action, PlannedChange, ProviderState, predict_change
 from isabella.providers.report import Report
 from isabella.server.app import create_app
+from isabella.server.readiness import Readiness
 from isabella.server.runtime import Runtime
 from isabella.server.static_files import STATIC_FILES
 from isabella.server.web.languages import ENGLISH, GERMAN, LANGUAGES, language_of, preferred, say, speaking
 from isabella.server.web.rendering import format_duration, format_time, template_environment
 from isabella.system.english import english, joined
+from isabella.turns.events import ErrorCode
+from isabella.turns.stream import VendorRefusal
+from isabella.turns.turn import unanswered_turn
+from isabella.vendors.client import classify_answer
 from tests.support import catalogues
 from tests.support.sample_reports import DRIFTED, IN_SYNC
 
@@ -238,6 +251,57 @@ def test_the_status_line_in_german() -> None:
         assert say(lead.title) == "1 von 2 Providern ist nicht in Ordnung."
         assert "Letta hat nicht die konfigurierten Werte" in say(lead.text)
         assert say("a reason of a vendor") == "a reason of a vendor"
+
+
+def test_findings_in_german() -> None:
+    """Summary, cause and remedy of a finding, with values that are texts themselves, and the reason of an unknown."""
+    refused = finding(
+        "vendor-rate-limited",
+        provider="byok-groq",
+        vendor="Groq",
+        answer="slow down",
+        wait=english(" It asks to wait %(seconds)s s.", seconds="2"),
+    )
+    unnamed = finding("agent-ignores-key", agents=("a", "b", "c", "d"), env_option="")
+    unanswered = finding("vendor-dns", base_url="http://x", place="GROQ_BASE_URL", base_url_variable="GROQ_BASE_URL")
+    assert refused.cause == "Groq answered 429: slow down. It asks to wait 2 s."
+    assert unanswered.reason == "the host name of the base URL (http://x) is not known"
+    with speaking(GERMAN):
+        assert say(refused.summary) == "Groq kennt den Schlüssel, begrenzt aber die Anfragen."
+        assert say(refused.cause) == "Groq hat 429 geantwortet: slow down. Er bittet um 2 s Wartezeit."
+        assert say(refused.remedy.text).startswith("Warten, weniger Anfragen senden")
+        assert say(unnamed.summary).startswith("Lettas Client für a, b, c und 1 weitere benutzt")
+        assert say(unanswered.reason) == "Der Hostname der Basis-URL (http://x) ist nicht bekannt"
+
+
+def test_a_text_stays_translatable_when_it_is_copied() -> None:
+    """Reports are copied, and copies go to other processes."""
+    text = finding("vendor-dns", base_url="http://x", place="p", base_url_variable="v").reason
+    for copied in (copy.deepcopy(text), pickle.loads(pickle.dumps(text))):
+        assert copied == text
+        with speaking(GERMAN):
+            assert say(copied) == "Der Hostname der Basis-URL (http://x) ist nicht bekannt"
+
+
+def test_reasons_of_the_core_in_german() -> None:
+    """The reasons of a provider, of readiness and of a turn, one inside of the other; a vendor's words stay."""
+    groq = next(vendor for vendor in known_vendors() if vendor.name == "groq")
+    desired = Desired(groq, "byok-groq", "groq", groq.base_url, SecretStr("gsk_1"), "GROQ_API_KEY (.env)")
+    planned = PlannedChange(desired, None, None, ProviderState.ABSENT, Action.CREATE, "not in Letta yet")
+    answer = classify_answer(401, {"error": {"message": "Wrong API Key"}})
+    refused = predict_change(planned, answer, answer)
+    error = unanswered_turn([VendorRefusal(ErrorCode.KEY_REFUSED, "401: Wrong API Key", 401)])
+    entry = replace(DRIFTED, reason=english("Letta holds another key"))
+    readiness = Readiness(report=Report("http://letta", "0.16.8", [entry]))
+    with speaking(GERMAN):
+        assert say(refused.reason) == (
+            "Groq lehnt den konfigurierten Schlüssel ab (401: Wrong API Key); nichts wird angelegt, "
+            "aber der Anbieter lehnt auch ihn ab"
+        )
+        assert say(refused.remedy or "").startswith("GROQ_API_KEY (.env) hat einen abgelehnten Schlüssel")
+        assert say(error.message) == "Der Anbieter antwortet nicht: 401: Wrong API Key"
+        assert say(error.remedy or "").startswith("Den Schlüssel ersetzen")
+        assert [say(reason) for reason in readiness.reasons] == ["cerebras: Letta hat einen anderen Schlüssel."]
 
 
 def test_numbers_and_times() -> None:

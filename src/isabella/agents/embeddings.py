@@ -22,6 +22,7 @@ from isabella.config.settings import Embeddings, Settings
 from isabella.errors import ConfigurationError
 from isabella.providers.desired import Desired
 from isabella.system import state
+from isabella.system.english import english
 
 PREFIX = "/embeddings"  # the path below which the backend serves embeddings
 VENDOR = "mistral"  # the provider whose key pays for embeddings
@@ -93,15 +94,15 @@ def choose_search_method(settings: Settings, providers: tuple[Desired, ...]) -> 
         return MISTRAL
     if configured is Embeddings.MISTRAL:
         raise ConfigurationError(
-            "ISABELLA_EMBEDDINGS is mistral, but Mistral has no key.",
-            remedy="Set MISTRAL_API_KEY, or choose another.",
+            english("ISABELLA_EMBEDDINGS is mistral, but Mistral has no key."),
+            remedy=english("Set MISTRAL_API_KEY, or choose another."),
         )
     if configured in (Embeddings.LOCAL, Embeddings.AUTO) and local_model_installed():
         return SearchMethod(VectorSource.LOCAL, MODEL, DIMENSIONS)
     if configured is Embeddings.LOCAL:
         raise ConfigurationError(
-            "ISABELLA_EMBEDDINGS is local, but the local model is not installed.",
-            remedy="Install it: pip install 'isabella[local-embeddings]'.",
+            english("ISABELLA_EMBEDDINGS is local, but the local model is not installed."),
+            remedy=english("Install it: pip install 'isabella[local-embeddings]'."),
         )
     return TEXT
 

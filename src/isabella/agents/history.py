@@ -14,6 +14,7 @@ from isabella.letta.client import LettaClient
 from isabella.letta.conversations import DEFAULT
 from isabella.letta.http import PAGE_SIZE
 from isabella.letta.messages import Image
+from isabella.system.english import english
 
 _PAGES_SEARCHED = 100  # how many pages back a search reads
 
@@ -69,7 +70,7 @@ class History:
         within = conversation or DEFAULT
         rows = await unless_unknown(
             self._letta.messages.page(agent_id, limit=limit, order="desc", before=before, conversation_id=within),
-            f"There is no message {before!r} in this agent's history.",
+            english("There is no message %(before)s in this agent's history.", before=repr(before)),
         )
         # 0.16 returns every page oldest first: `order` says only from which end it is taken.
         ids = list(dict.fromkeys(row["id"] for row in rows))
@@ -83,7 +84,7 @@ class History:
         # One more says whether there are any; and a release may return the message `after` itself.
         rows = await unless_unknown(
             self._letta.messages.page(agent_id, limit=limit + 2, order="asc", after=after, conversation_id=within),
-            f"There is no message {after!r} in this agent's history.",
+            english("There is no message %(after)s in this agent's history.", after=repr(after)),
         )
         ids = list(dict.fromkeys(row["id"] for row in rows if row["id"] != after))
         kept = ids[:limit]
@@ -97,7 +98,7 @@ class History:
         within = conversation or DEFAULT
         rows = await unless_unknown(
             self._letta.messages.page(agent_id, limit=limit, order="desc", before=message_id, conversation_id=within),
-            f"There is no message {message_id!r} in this agent's history.",
+            english("There is no message %(message_id)s in this agent's history.", message_id=repr(message_id)),
         )
         ids = list(dict.fromkeys(row["id"] for row in rows))
         later = await self.following(agent_id, ids[-1] if ids else None, limit=limit, conversation=conversation)
@@ -118,7 +119,10 @@ class History:
         return tuple(image for row in await self._message(message_id) for image in images_of(row.get("content")))
 
     async def _message(self, message_id: str) -> Sequence[Mapping[str, Any]]:
-        return await unless_unknown(self._letta.messages.get(message_id), f"There is no message {message_id!r}.")
+        return await unless_unknown(
+            self._letta.messages.get(message_id),
+            english("There is no message %(message_id)s.", message_id=repr(message_id)),
+        )
 
     async def in_context(self, agent_id: str, *, conversation: str | None = None) -> frozenset[str]:
         """Return the ids of the messages that the agent's model sees."""

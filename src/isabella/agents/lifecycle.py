@@ -17,6 +17,7 @@ from isabella.agents.registry import AgentRecord, AgentRegistry
 from isabella.agents.service import AgentService
 from isabella.errors import AgentUnknown, IsabellaError
 from isabella.system import audit
+from isabella.system.english import english
 
 _MOST_COUNTED = 5000  # messages; Letta counts none
 _MOST_PASSAGES_COUNTED = 200  # each row of a passage has its vector, about 40 kB
@@ -158,8 +159,8 @@ def _template(definitions: Sequence[AgentDefinition], wanted: NewAgent) -> Agent
     if not matches:
         ids = ", ".join(one.id for one in usable)
         raise AgentUnknown(
-            f"No agent can be created after the definition {(wanted.definition or '')[:60]!r}.",
-            remedy=f"There are: {ids}." if ids else "The agents file defines none.",
+            english("No agent can be created after the definition %(id)s.", id=repr((wanted.definition or "")[:60])),
+            remedy=english("There are: %(ids)s.", ids=ids) if ids else english("The agents file defines none."),
         )
     definition = replace(matches[0], name=wanted.name)
     if wanted.description is not None:

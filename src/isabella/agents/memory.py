@@ -93,8 +93,8 @@ class CoreMemory:
             if block.label == label:
                 return block
         labels = ", ".join(block.label for block in blocks)
-        remedy = f"There are: {labels}." if labels else None
-        raise MemoryUnknown(f"There is no memory block {label[:100]!r}.", remedy=remedy)
+        remedy = english("There are: %(labels)s.", labels=labels) if labels else None
+        raise MemoryUnknown(english("There is no memory block %(label)s.", label=repr(label[:100])), remedy=remedy)
 
     async def observe(self, agent_id: str) -> list[MemoryBlock]:
         """Note the present texts of an agent's blocks in their histories, and return them."""
@@ -122,7 +122,13 @@ class CoreMemory:
         _, versions = await self.versions(agent_id, label)
         version = next((version for version in versions if version.number == number), None)
         if version is None:
-            raise MemoryUnknown(f"The version {number} of the memory block {label!r} is not kept.")
+            raise MemoryUnknown(
+                english(
+                    "The version %(number)s of the memory block %(label)s is not kept.",
+                    number=number,
+                    label=repr(label),
+                )
+            )
         return await self.write(agent_id, label, version.value, seen=seen, restored=number)
 
     @audit.recorded(
@@ -149,15 +155,20 @@ class CoreMemory:
             self.history.note(block.id, label, block.value, agent_id)
             if seen not in (ANY_VERSION, block.version):
                 raise MemoryChanged(
-                    f"The memory block {label!r} has been changed meanwhile.",
+                    english("The memory block %(label)s has been changed meanwhile.", label=repr(label)),
                     version=block.version,
-                    remedy="Read it again, and make your change to the current text.",
+                    remedy=english("Read it again, and make your change to the current text."),
                 )
             check_text(value)
             if len(value) > block.limit:
                 raise MemoryTooLong(
-                    f"The text has {len(value)} characters; the memory block {label!r} holds {block.limit}.",
-                    remedy="Shorten it, or move a part of it to archival memory.",
+                    english(
+                        "The text has %(count)s characters; the memory block %(label)s holds %(limit)s.",
+                        count=len(value),
+                        label=repr(label),
+                        limit=block.limit,
+                    ),
+                    remedy=english("Shorten it, or move a part of it to archival memory."),
                 )
             if value == block.value:
                 return block
@@ -209,8 +220,8 @@ class ArchivalMemory:
         except LettaRefused as refused:
             if _TOO_LONG in refused.detail:
                 raise MemoryTooLong(
-                    "The passage is longer than archival memory takes (8192 tokens).",
-                    remedy="Divide it into several.",
+                    english("The passage is longer than archival memory takes (8192 tokens)."),
+                    remedy=english("Divide it into several."),
                 ) from None
             raise
 
@@ -218,7 +229,9 @@ class ArchivalMemory:
     async def delete(self, agent_id: str, passage_id: str) -> None:
         """Delete a passage of this agent; `MemoryUnknown` if it has no such passage."""
         if not await self._letta.passages.delete(agent_id, passage_id):
-            raise MemoryUnknown(f"There is no passage {passage_id[:100]!r} in this agent's archival memory.")
+            raise MemoryUnknown(
+                english("There is no passage %(id)s in this agent's archival memory.", id=repr(passage_id[:100]))
+            )
 
     async def search(self, agent_id: str, query: str, *, limit: int = 10) -> list[ArchivalPassage]:
         """Return the passages nearest to a query, best first: by meaning if the agent has vectors, else by text.
@@ -255,8 +268,8 @@ def check_text(text: str) -> None:
     """Raise `MemoryRefused` for text that Letta would drop without an error, or fail on."""
     if "\x00" in text or any("\ud800" <= character <= "\udfff" for character in text):
         raise MemoryRefused(
-            "The text contains a NUL character or half of a surrogate pair, which cannot be stored.",
-            remedy="Remove it.",
+            english("The text contains a NUL character or half of a surrogate pair, which cannot be stored."),
+            remedy=english("Remove it."),
         )
 
 

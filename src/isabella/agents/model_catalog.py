@@ -20,6 +20,7 @@ from isabella.errors import ModelUnknown
 from isabella.letta.llm_config import Binding
 from isabella.letta.releases import GENERIC
 from isabella.providers.desired import Desired, desired_providers
+from isabella.system.english import english, joined
 from isabella.system.tasks import gather
 from isabella.vendors.client import KeyVerdict, VendorAnswer, ask_vendor
 
@@ -182,8 +183,10 @@ class ModelCatalog:
             with suppress(ModelUnknown):
                 return await self._bind(handle, window, unasked=True)
         raise ModelUnknown(
-            "No vendor has a key that could be used, so no agent can answer.",
-            remedy="Put one into .env, for instance CEREBRAS_API_KEY; `isabella settings` shows what is set.",
+            english("No vendor has a key that could be used, so no agent can answer."),
+            remedy=english(
+                "Put one into .env, for instance CEREBRAS_API_KEY; `isabella settings` shows what is set."
+            ),
         )
 
     async def _replaced(self, handle: str) -> str:
@@ -201,26 +204,40 @@ class ModelCatalog:
         name, _, model = handle.partition("/")
         provider = self._providers.get(name)
         if provider is None:
-            raise ModelUnknown(f"There is no provider {name!r}.")
+            raise ModelUnknown(english("There is no provider %(name)s.", name=repr(name)))
         if provider.problem is not None:
-            raise ModelUnknown(f"{name} cannot be used: {provider.problem}.", remedy=provider.remedy)
+            raise ModelUnknown(
+                english("%(name)s cannot be used: %(problem)s.", name=name, problem=provider.problem),
+                remedy=provider.remedy,
+            )
         if provider.key is None:
-            raise ModelUnknown(f"{name} has no key: {provider.key_source}.")
+            raise ModelUnknown(
+                english("%(name)s has no key: %(key_source)s.", name=name, key_source=provider.key_source)
+            )
         answer = await self._answer(provider)
         if answer.verdict is KeyVerdict.REFUSED:
-            page = f" from {provider.vendor.keys_page}" if provider.vendor.keys_page else ""
-            remedy = f"Put a valid one{page} into {provider.vendor.api_key_env}."
-            raise ModelUnknown(f"{provider.vendor.title} refuses the key ({answer.said}).", remedy=remedy)
+            values = {"variable": provider.vendor.api_key_env, "page": provider.vendor.keys_page}
+            remedy = english("Put a valid one into %(variable)s.", **values)
+            if provider.vendor.keys_page:
+                remedy = english("Put a valid one from %(page)s into %(variable)s.", **values)
+            raise ModelUnknown(
+                english("%(title)s refuses the key (%(said)s).", title=provider.vendor.title, said=answer.said),
+                remedy=remedy,
+            )
         silent = answer.verdict is not KeyVerdict.ACCEPTED
         if silent and not (unasked or answer.verdict is KeyVerdict.RATE_LIMITED):
-            raise ModelUnknown(f"{provider.vendor.title} cannot answer now ({answer.said}).")
+            raise ModelUnknown(
+                english("%(title)s cannot answer now (%(said)s).", title=provider.vendor.title, said=answer.said)
+            )
         windows = _fit(provider.vendor, answer)
         model = model or next(iter(ordered_models(provider.vendor, answer)), "")
         if not model:
-            raise ModelUnknown(f"{name} lists no model.")
+            raise ModelUnknown(english("%(name)s lists no model.", name=name))
         if not silent and windows and model not in windows:
-            unfit = " for conversations" if model in answer.models else ""
-            raise ModelUnknown(f"{name} has no model {model!r}{unfit}.")
+            values = {"name": name, "model": repr(model)}
+            if model in answer.models:
+                raise ModelUnknown(english("%(name)s has no model %(model)s for conversations.", **values))
+            raise ModelUnknown(english("%(name)s has no model %(model)s.", **values))
         window = self.capped(name, model, _window(provider, model, windows.get(model)))
         return Binding(name, model, provider.base_url, min(window, largest or window), client=self.client)
 
@@ -252,8 +269,14 @@ class ModelCatalog:
         if (provider.name, best) not in self._told:
             self._told.add((provider.name, best))
             variable = provider.vendor.model_env
-            keep = f" {variable} names another one." if variable else ""
-            self.on_replaced(f"{provider.vendor.title} has no {default} any more; {best} takes its place.{keep}")
+            text = english(
+                "%(vendor)s has no %(default)s any more; %(best)s takes its place.",
+                vendor=provider.vendor.title,
+                default=default,
+                best=best,
+            )
+            keep = [english("%(variable)s names another one.", variable=variable)] if variable else []
+            self.on_replaced(joined([text, *keep]))
 
 
 def probe_binding(provider: Desired, answer: VendorAnswer | None, *, client: str = GENERIC) -> Binding:
@@ -313,8 +336,9 @@ def _fit(vendor: Vendor, answer: VendorAnswer) -> dict[str, int | None]:
 
 def _offer(handles: Sequence[str]) -> str:
     if not handles:
-        return "No other handle would work now."
+        return english("No other handle would work now.")
     # One handle of each vendor is more useful than all of one.
     first = {handle.partition("/")[0]: handle for handle in reversed(handles)}
     shown = list(dict.fromkeys([*reversed(first.values()), *handles]))[:_HANDLES_SHOWN]
-    return f"These would work: {', '.join(shown)}{', …' if len(handles) > len(shown) else ''}"
+    names = ", ".join(shown) + (", …" if len(handles) > len(shown) else "")
+    return english("These would work: %(handles)s", handles=names)

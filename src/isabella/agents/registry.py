@@ -20,6 +20,7 @@ from isabella.letta.agents import RELATIONS, AgentRow
 from isabella.letta.client import LettaClient
 from isabella.letta.llm_config import Binding, LlmConfig, LoweredLimit, binding_fields, is_older
 from isabella.system import audit
+from isabella.system.english import english
 from isabella.system.tasks import gather
 from isabella.system.urls import is_placeholder_url
 
@@ -93,25 +94,39 @@ class BindingResult:
         notes = []
         if self.lowered is not None and self.lowered.wanted is not None:
             notes.append(
-                f"max_tokens is {self.lowered.to} for now: {self.lowered.wanted} does not fit into a window of "
-                f"{self.binding.window} tokens. A larger window restores it."
+                english(
+                    "max_tokens is %(to)s for now: %(wanted)s does not fit into a window of %(window)s "
+                    "tokens. A larger window restores it.",
+                    to=self.lowered.to,
+                    wanted=self.lowered.wanted,
+                    window=self.binding.window,
+                )
             )
         if not self.calls_tools:
             notes.append(
-                "This model calls no tools, so the agent cannot write into its memory or search it by itself. "
-                "An agent on another model that reflects on it (`reflects_on`) can write for it."
+                english(
+                    "This model calls no tools, so the agent cannot write into its memory or search it by "
+                    "itself. An agent on another model that reflects on it (`reflects_on`) can write for "
+                    "it."
+                )
             )
         if self.summarised:
             notes.append(
-                "Older messages were summarised: the conversation did not fit into a window of "
-                f"{self.binding.window} tokens. The history is complete."
+                english(
+                    "Older messages were summarised: the conversation did not fit into a window of "
+                    "%(window)s tokens. The history is complete.",
+                    window=self.binding.window,
+                )
             )
         if self.fitted is not None:
             notes.append(self.fitted.note)
         if is_older(self.agent_type) and required_id_form(self.binding) is not None:
             notes.append(
-                f"This vendor refuses what Letta sends for agents of type {self.agent_type}, after the first tool "
-                "call at the latest. Switch the agent to another vendor."
+                english(
+                    "This vendor refuses what Letta sends for agents of type %(agent_type)s, after the "
+                    "first tool call at the latest. Switch the agent to another vendor.",
+                    agent_type=self.agent_type,
+                )
             )
         return tuple(notes)
 
@@ -159,18 +174,21 @@ class AgentRegistry:
             return self._record(await self.letta.agents.get(agent_id, relations=RELATIONS))
         except LettaRefused as refused:
             if refused.status in (404, 422):
-                raise AgentUnknown(f"There is no agent {agent_id} any more.") from None
+                raise AgentUnknown(english("There is no agent %(agent_id)s any more.", agent_id=agent_id)) from None
             raise
 
     async def check_name(self, name: str, *, of: str | None = None) -> None:
         """Raise `AgentNameRefused` or `AgentExists` unless an agent, the one with the id `of`, may have this name."""
         if not NAME.fullmatch(name):
             raise AgentNameRefused(
-                "An agent's name holds letters, digits, spaces, '-', '_' and apostrophes, 100 at most.",
-                remedy="Give it such a name.",
+                english("An agent's name holds letters, digits, spaces, '-', '_' and apostrophes, 100 at most."),
+                remedy=english("Give it such a name."),
             )
         if any(other.name.casefold() == name.casefold() and other.id != of for other in await self.all()):
-            raise AgentExists(f"There is an agent {name!r} already.", remedy="Choose another name.")
+            raise AgentExists(
+                english("There is an agent %(name)s already.", name=repr(name)),
+                remedy=english("Choose another name."),
+            )
 
     async def bind(
         self,
@@ -222,13 +240,18 @@ class AgentRegistry:
         placed = await self.placed(binding)
         if placed is None:
             raise ModelUnknown(
-                f"The provider {binding.provider} is not in Letta.",
-                remedy="Run `isabella providers sync`, which says why.",
+                english("The provider %(provider)s is not in Letta.", provider=binding.provider),
+                remedy=english("Run `isabella providers sync`, which says why."),
             )
         if is_placeholder_url(placed.base_url):
             raise ModelUnknown(
-                f"The provider {binding.provider} is between two addresses, and its key is not in Letta.",
-                remedy=f"Run `isabella providers sync --only {binding.provider}`, then try again.",
+                english(
+                    "The provider %(provider)s is between two addresses, and its key is not in Letta.",
+                    provider=binding.provider,
+                ),
+                remedy=english(
+                    "Run `isabella providers sync --only %(provider)s`, then try again.", provider=binding.provider
+                ),
             )
         return placed
 
@@ -260,9 +283,17 @@ class AgentRegistry:
         budget = await prompt_budget(self.letta, record.id)
         if budget.fixed > new.window:
             raise ModelUnknown(
-                f"{new.handle} has a window of {new.window} tokens; the prompt of {record.name} takes about "
-                f"{budget.fixed} without its conversation.",
-                remedy="Choose a model with a larger window. `isabella agents show NAME --prompt` shows the parts.",
+                english(
+                    "%(handle)s has a window of %(window)s tokens; the prompt of %(name)s takes about "
+                    "%(fixed)s without its conversation.",
+                    handle=new.handle,
+                    window=new.window,
+                    name=record.name,
+                    fixed=budget.fixed,
+                ),
+                remedy=english(
+                    "Choose a model with a larger window. `isabella agents show NAME --prompt` shows the parts."
+                ),
             )
         if budget.total <= room or record.binding is None:
             return False
@@ -274,13 +305,19 @@ class AgentRegistry:
                 budget = await prompt_budget(self.letta, record.id)
                 if budget.total <= room:
                     return True
-            what = f"it takes about {budget.total} tokens even when summarised"
+            what = english("it takes about %(total)s tokens even when summarised", total=budget.total)
         except LettaError as error:
-            what = f"{record.handle} could not summarise it: {error.what}"
+            what = english("%(handle)s could not summarise it: %(what)s", handle=record.handle, what=error.what)
         await self.bind(record.id, record.binding)
         raise ModelUnknown(
-            f"The conversation of {record.name} does not fit into the {new.window} tokens of {new.handle}: {what}.",
-            remedy="Choose a model with a larger window, or try again.",
+            english(
+                "The conversation of %(name)s does not fit into the %(window)s tokens of %(handle)s: %(what)s.",
+                name=record.name,
+                window=new.window,
+                handle=new.handle,
+                what=what,
+            ),
+            remedy=english("Choose a model with a larger window, or try again."),
         )
 
     async def _bind_once(
@@ -344,8 +381,15 @@ def select_agent(name: str, records: Sequence[AgentRecord]) -> AgentRecord:
             return matches[0]
         if matches:
             ids = ", ".join(record.id for record in matches[:_NAMES_SHOWN])
-            raise AgentUnknown(f"{len(matches)} agents are called {name!r}.", remedy=f"Name one by its id: {ids}.")
+            raise AgentUnknown(
+                english("%(count)s agents are called %(name)s.", count=len(matches), name=repr(name)),
+                remedy=english("Name one by its id: %(ids)s.", ids=ids),
+            )
     names = [record.name for record in sorted(records, key=lambda record: not record.managed)]
     shown = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
-    remedy = f"There are: {shown}." if names else "There are none yet: run `isabella agents ensure`."
-    raise AgentUnknown(f"There is no agent {name[:100]!r}.", remedy=remedy)
+    remedy = (
+        english("There are: %(shown)s.", shown=shown)
+        if names
+        else english("There are none yet: run `isabella agents ensure`.")
+    )
+    raise AgentUnknown(english("There is no agent %(name)s.", name=repr(name[:100])), remedy=remedy)

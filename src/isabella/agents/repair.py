@@ -16,6 +16,7 @@ from isabella.errors import IsabellaError, ModelUnknown
 from isabella.letta.llm_config import Binding, LlmConfig, streams
 from isabella.letta.releases import GENERIC, OPENAI
 from isabella.system import audit
+from isabella.system.english import english
 from isabella.system.urls import is_gateway_url, is_placeholder_url, same_address
 
 #: Letta's clients that never use a stored key (facts M3, O11), and the variable of its environment that they read.
@@ -76,10 +77,10 @@ def diagnose(
         return None
     instead = _instead(llm, available, preferred)
     if llm.provider not in available.live:
-        why = f"its provider {llm.provider} is not in Letta"
+        why = english("its provider %(provider)s is not in Letta", provider=llm.provider)
         return BindingDiagnosis(BindingFault.PROVIDER_GONE, why, instead=instead)
     if llm.model not in available.listed.get(llm.provider, {llm.model}):
-        why = f"{llm.provider} has no model {llm.model} any more"
+        why = english("%(provider)s has no model %(model)s any more", provider=llm.provider, model=llm.model)
         return BindingDiagnosis(BindingFault.MODEL_GONE, why, instead=instead)
     explicit = explicit_binding(llm, available)
     fault = None if explicit is None else next(binding_faults(llm, explicit), None)
@@ -106,25 +107,64 @@ def binding_faults(llm: LlmConfig, explicit: Binding) -> Iterator[tuple[BindingF
     """Yield what is wrong with a binding, compared with the explicit one, the worst first."""
     client = llm.endpoint_type
     if client in _KEYLESS:
-        why = f"Letta's {client} client uses {_KEYLESS[client]} of Letta's environment, never the stored key"
+        why = english(
+            "Letta's %(client)s client uses %(variable)s of Letta's environment, never the stored key",
+            client=client,
+            variable=_KEYLESS[client],
+        )
         yield BindingFault.KEY_IGNORED, why
     if (llm.handle or "").startswith(_PROXY):
-        yield BindingFault.PROXY_HANDLE, f"its handle {llm.handle} is one that every provider of type openai shares"
+        yield (
+            BindingFault.PROXY_HANDLE,
+            english("its handle %(handle)s is one that every provider of type openai shares", handle=llm.handle),
+        )
     if not streams(client, llm.agent_type):
-        why = f"Letta's {client} client cannot stream for agents of type {llm.agent_type}"
+        why = english(
+            "Letta's %(client)s client cannot stream for agents of type %(agent_type)s",
+            client=client,
+            agent_type=llm.agent_type,
+        )
         yield BindingFault.CANNOT_STREAM, why
     if not same_address(llm.endpoint, explicit.base_url):
-        yield BindingFault.BASE_URL_MOVED, f"it calls {llm.endpoint}, but {llm.provider} is at {explicit.base_url}"
+        yield (
+            BindingFault.BASE_URL_MOVED,
+            english(
+                "it calls %(endpoint)s, but %(provider)s is at %(base_url)s",
+                endpoint=llm.endpoint,
+                provider=llm.provider,
+                base_url=explicit.base_url,
+            ),
+        )
     # The gateway adapts the requests of both clients.
     adapted = is_gateway_url(explicit.base_url) and client in (GENERIC, OPENAI)
     if client != explicit.client and not adapted:
-        yield BindingFault.WRONG_CLIENT, f"Letta's {client} client sends it fields that the vendor may refuse"
+        yield (
+            BindingFault.WRONG_CLIENT,
+            english("Letta's %(client)s client sends it fields that the vendor may refuse", client=client),
+        )
     if llm.window < explicit.window:
-        yield BindingFault.SMALL_WINDOW, f"its window is {llm.window} tokens, the model's is {explicit.window}"
+        yield (
+            BindingFault.SMALL_WINDOW,
+            english(
+                "its window is %(window)s tokens, the model's is %(own)s",
+                window=llm.window,
+                own=explicit.window,
+            ),
+        )
     if llm.window > explicit.window:
-        yield BindingFault.LARGE_WINDOW, f"its window is {llm.window} tokens, the model has only {explicit.window}"
+        yield (
+            BindingFault.LARGE_WINDOW,
+            english(
+                "its window is %(window)s tokens, the model has only %(own)s",
+                window=llm.window,
+                own=explicit.window,
+            ),
+        )
     if llm.binding is not None and llm.compaction == llm.handle:
-        yield BindingFault.SUMMARIES, f"its summaries look {llm.handle} up in Letta, instead of using its binding"
+        yield (
+            BindingFault.SUMMARIES,
+            english("its summaries look %(handle)s up in Letta, instead of using its binding", handle=llm.handle),
+        )
 
 
 def _instead(llm: LlmConfig, available: AvailableBindings, preferred: Sequence[str]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from isabella.system.english import english
 from isabella.system.redaction import known_prefix
 
 _PLACEHOLDERS = re.compile(
@@ -49,28 +50,28 @@ def clean_key(raw: str) -> CleanKey:
     notes: dict[str, None] = {}
     value = raw.strip()
     if value != raw:
-        what = "a trailing newline" if raw.rstrip("\r\n") == value else "surrounding white space"
-        notes[f"{what} was taken off"] = None
+        what = english("a trailing newline") if raw.rstrip("\r\n") == value else english("surrounding white space")
+        notes[english("%(what)s was taken off", what=what)] = None
     wrapped = ""
     while value != wrapped:
         wrapped = value
         if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"`":
             value = value[1:-1].strip()
-            notes["surrounding quotes were taken off"] = None
+            notes[english("surrounding quotes were taken off")] = None
         if _BEARER.match(value):
             value = value[6:].strip()
-            notes["the word Bearer was taken off"] = None
+            notes[english("the word Bearer was taken off")] = None
     if not value:
-        raise KeyEmpty("it is empty")
+        raise KeyEmpty(english("it is empty"))
     prefix = known_prefix(value)
     if value == prefix or _PLACEHOLDERS.match(value.removeprefix(prefix)):
-        raise KeyPlaceholder("it is a placeholder, not a key")
+        raise KeyPlaceholder(english("it is a placeholder, not a key"))
     if len(value.split()) > 1:
-        raise KeyRefused("there is white space inside it")
+        raise KeyRefused(english("there is white space inside it"))
     if not value.isascii():
-        raise KeyRefused("there is a character in it that is not ASCII")
+        raise KeyRefused(english("there is a character in it that is not ASCII"))
     if not value.isprintable():
-        raise KeyRefused("there is a control character in it")
+        raise KeyRefused(english("there is a control character in it"))
     return CleanKey(value, tuple(notes))
 
 

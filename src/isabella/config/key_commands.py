@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from isabella.system.english import english
 from isabella.system.redaction import redact, remember
 
 SECONDS = 20.0  # the time limit of a program
@@ -60,15 +61,15 @@ class Command:
         try:
             words = shlex.split(self.line)
         except ValueError as error:
-            raise Failed(f"it cannot be split into words ({str(error).lower()})") from None
+            raise Failed(english("it cannot be split into words (%(lower)s)", lower=str(error).lower())) from None
         if not words:
-            raise Failed("it is empty")
+            raise Failed(english("it is empty"))
         try:
             text = output(words, name=words[0]).decode().removesuffix("\n").removesuffix("\r")
         except UnicodeDecodeError:
-            raise Failed(f"{words[0]} has printed something that is not UTF-8 text") from None
+            raise Failed(english("%(name)s has printed something that is not UTF-8 text", name=words[0])) from None
         if not text.strip():
-            raise Failed(f"{words[0]} has printed nothing")
+            raise Failed(english("%(name)s has printed nothing", name=words[0]))
         return text
 
 
@@ -162,17 +163,26 @@ def output(words: list[str], *, name: str, given: bytes = b"", seconds: float | 
             start_new_session=True,
         )
     except OSError as error:
-        raise Failed(f"{name} cannot be run ({error.strerror or error})") from None
+        raise Failed(english("%(name)s cannot be run (%(why)s)", name=name, why=error.strerror or error)) from None
     with process:
         try:
             printed, errors = process.communicate(given or None, timeout=limit)
         except subprocess.TimeoutExpired:
             _end_group(process)
-            raise TimedOut(f"{name} has not ended within {limit:g} s") from None
+            raise TimedOut(
+                english("%(name)s has not ended within %(limit)s s", name=name, limit=format(limit, "g"))
+            ) from None
     if process.returncode != 0:
-        raise Failed(f"{name} failed with exit code {process.returncode}{_first_line(errors)}")
+        raise Failed(
+            english(
+                "%(name)s failed with exit code %(returncode)s%(first_line)s",
+                name=name,
+                returncode=process.returncode,
+                first_line=_first_line(errors),
+            )
+        )
     if len(printed) > _LARGEST:
-        raise Failed(f"{name} has printed more than {_LARGEST // 1024} KiB")
+        raise Failed(english("%(name)s has printed more than %(size)s KiB", name=name, size=_LARGEST // 1024))
     return printed
 
 

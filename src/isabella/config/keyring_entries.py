@@ -13,6 +13,7 @@ from typing import Any
 
 from isabella.config.key_commands import SECONDS, Failed, TimedOut, output
 from isabella.config.keyring_program import DIAGNOSE, UNLOCK
+from isabella.system.english import english
 from isabella.system.redaction import redact, remember
 
 _STORING_SECONDS = 120.0  # a person may have to type the password of the keyring
@@ -31,7 +32,7 @@ class KeyringEntry:
         """Return the entry of a setting; raise `ValueError`. A service may have slashes in it."""
         service, _, username = text.strip().rpartition("/")
         if not service or not username:
-            raise ValueError("it has to be SERVICE/USERNAME, such as isabella/groq")
+            raise ValueError(english("it has to be SERVICE/USERNAME, such as isabella/groq"))
         return cls(service, username)
 
     def __str__(self) -> str:
@@ -51,7 +52,10 @@ class KeyringEntry:
         try:
             printed = output(_PROGRAM, name="the keyring", given=json.dumps(request).encode(), seconds=seconds)
         except TimedOut:
-            reason = f"the keyring has not answered within {seconds:g} s; it may be locked and wait for its password"
+            reason = english(
+                "the keyring has not answered within %(seconds)s s; it may be locked and wait for its password",
+                seconds=format(seconds, "g"),
+            )
             raise Failed(reason, UNLOCK) from None
         except Failed as failed:
             raise Failed(failed.reason, DIAGNOSE) from None

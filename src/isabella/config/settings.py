@@ -22,6 +22,7 @@ from isabella.config.strategy import Strategy
 from isabella.config.vendors import Vendor, known_vendors
 from isabella.errors import ConfigurationError, FileUnreadable
 from isabella.system import files, redaction
+from isabella.system.english import english
 from isabella.system.terminal import LogFormat
 
 # Building the adapter takes a hundred times as long as using it.
@@ -267,9 +268,13 @@ class Settings(BaseSettings):
         for vendor in known_vendors() if vendors is None else vendors:
             names += vendor.variables
         return [
-            f"{name} is set in the environment and, differently, in {self.sources.file} "
-            f"(line {self.sources.lines[name]}): the environment wins. "
-            f"If the file is right, run `unset {name}`."
+            english(
+                "%(name)s is set in the environment and, differently, in %(file)s (line %(line)s): "
+                "the environment wins. If the file is right, run `unset %(name)s`.",
+                name=name,
+                file=self.sources.file,
+                line=self.sources.lines[name],
+            )
             for name in self.sources.contradictions(dict.fromkeys(names))
         ]
 
@@ -359,9 +364,9 @@ def http_address(value: str) -> str:
     try:
         parsed = _ADDRESS.validate_python(address)
     except ValidationError:
-        raise ValueError("it has to be an address like http://127.0.0.1:8283") from None
+        raise ValueError(english("it has to be an address like http://127.0.0.1:8283")) from None
     if parsed.username or parsed.password:
-        raise ValueError("it must not hold a user name or a password")
+        raise ValueError(english("it must not hold a user name or a password"))
     if parsed.query or parsed.fragment:
-        raise ValueError("it must not have a '?' or a '#'")
+        raise ValueError(english("it must not have a '?' or a '#'"))
     return address

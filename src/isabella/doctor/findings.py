@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from functools import cache
@@ -14,6 +15,10 @@ from typing import Any
 from isabella.doctor.evidence import Evidence
 from isabella.doctor.layers import Layer
 from isabella.doctor.log_messages import scrub_document
+from isabella.system.english import clause, english
+
+#: A value in a text of `findings.toml`.
+_VALUE = re.compile(r"\{(\w+)\}")
 
 
 class Severity(StrEnum):
@@ -80,9 +85,7 @@ class Finding:
     @property
     def reason(self) -> str:
         """The summary as the rest of a sentence that begins with "because"."""
-        begins_with_article = self.summary.startswith(("A ", "No ", "The "))
-        first = self.summary[0].lower() if begins_with_article else self.summary[0]
-        return first + self.summary[1:].rstrip(".")
+        return clause(self.summary)
 
     def as_json(self) -> dict[str, Any]:
         """Return the form that `--json` shows."""
@@ -124,6 +127,31 @@ def finding_table() -> Mapping[str, Mapping[str, Any]]:
     return findings
 
 
+def texts_for_people() -> Iterator[str]:
+    """Yield the patterns of the summaries, causes and remedies of all findings, for the console's catalogues."""
+    for entry in finding_table().values():
+        for texts in (entry, *entry.get("cases", {}).values()):
+            remedy = texts.get("remedy", {})
+            for text in (texts.get("summary"), texts.get("cause"), remedy.get("text")):
+                if text is not None and not _VALUE.fullmatch(text):
+                    yield _pattern(text)
+
+
+def _pattern(text: str) -> str:
+    return _VALUE.sub(r"%(\1)s", text)
+
+
+def _filled(text: str, values: Mapping[str, object]) -> str:
+    """Return a text with its values, which a page can show in another language."""
+    names = _VALUE.findall(text)
+    # Numbers are statuses and lines: they have no thousands.
+    known = {name: str(values[name]) if isinstance(values[name], int) else values[name] for name in names}
+    if _VALUE.fullmatch(text):
+        value = known[names[0]]
+        return value if isinstance(value, str) else str(value)
+    return english(_pattern(text), **known)
+
+
 def finding(
     code: str,
     *cases: str,
@@ -144,16 +172,16 @@ def finding(
     for case in cases:
         entry |= table["cases"][case]
     known = {"provider": provider, "agents": name_some(agents), "path": path, **values}
-    remedy = {name: text.format_map(known) for name, text in entry["remedy"].items()}
+    remedy = {name: text.format_map(known) for name, text in entry["remedy"].items() if name != "text"}
     variable = remedy.get("setting")
     return Finding(
         code=code,
         layer=Layer(entry["layer"]),
         severity=Severity(entry["severity"]),
-        summary=entry["summary"].format_map(known),
-        cause=entry["cause"].format_map(known),
+        summary=_filled(entry["summary"], known),
+        cause=_filled(entry["cause"], known),
         remedy=Remedy(
-            remedy["text"],
+            _filled(entry["remedy"]["text"], known),
             command=remedy.get("command"),
             setting=(variable, remedy.get("value")) if variable else None,
             fix=Fix(remedy["fix"]) if "fix" in remedy else None,
@@ -172,7 +200,7 @@ def name_some(names: tuple[str, ...], most: int = 3) -> str:
     """Return the first few names, and how many more there are."""
     if len(names) <= most:
         return ", ".join(names)
-    return f"{', '.join(names[:most])} and {len(names) - most} more"
+    return english("%(names)s and %(count)s more", names=", ".join(names[:most]), count=len(names) - most)
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from isabella.embedded import program
 from isabella.embedded.own_postgres import OwnPostgres
 from isabella.embedded.server import Server
+from isabella.system.english import english
 from isabella.system.processes import ChildProcess
 from isabella.system.supervision import Sight
 
 _SECONDS = 3
 #: Stands for the process of a Postgres that may be on another machine.
 _UNKNOWN = ChildProcess(0, 0.0)
-_STOPPED_ON_PURPOSE = "was stopped with `isabella letta down`; `isabella letta up` starts it."
 
 
 @dataclass(frozen=True)
@@ -89,5 +89,13 @@ def sight_of(name: str, process: ChildProcess | None, server: Server) -> Sight:
     """Return how a process is seen that may have ended, or may be stopped."""
     if process is None:
         wanted = not server.paths.stopped_file.exists()
-        return Sight(None, None if wanted else f"{name} {_STOPPED_ON_PURPOSE}", wanted)
-    return Sight(process, f"{name} is stopped by a signal." if process.is_stopped() else None)
+        return Sight(
+            None,
+            None
+            if wanted
+            else english(
+                "%(name)s was stopped with `isabella letta down`; `isabella letta up` starts it.", name=name
+            ),
+            wanted,
+        )
+    return Sight(process, english("%(name)s is stopped by a signal.", name=name) if process.is_stopped() else None)

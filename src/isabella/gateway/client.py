@@ -18,6 +18,7 @@ from isabella.gateway import process
 from isabella.gateway.traffic import Outcome, StoppedKey, VendorTraffic
 from isabella.providers.report import GatewayState, GatewayStatus
 from isabella.system.daemon import Daemon, RunningDaemon
+from isabella.system.english import english
 from isabella.system.peers import async_hooks
 from isabella.system.urls import client_options, is_loopback
 
@@ -57,17 +58,17 @@ async def gateway_status(settings: Settings) -> GatewayStatus | None:
         return None
     if not process.starts_here(settings):
         if is_loopback(address) and not is_loopback(settings.letta_base_url or address):
-            return GatewayStatus(address, GatewayState.UNKNOWN, "it is on Letta's machine")
+            return GatewayStatus(address, GatewayState.UNKNOWN, english("it is on Letta's machine"))
         return await _status_at(address)
     daemon = process.daemon(settings.home)
     running = daemon.recorded()
     if running is None:
-        return GatewayStatus(address, GatewayState.DOWN, "it was not started", daemon.remedy)
+        return GatewayStatus(address, GatewayState.DOWN, english("it was not started"), daemon.remedy)
     try:
         await _ask(running.address, async_hooks(daemon.peer))
     except (httpx.HTTPError, ValueError, UnverifiedPeer) as error:
-        reason = f"its process does not answer ({type(error).__name__})"
-        return GatewayStatus(address, GatewayState.DOWN, reason, f"Its log: {daemon.log}")
+        reason = english("its process does not answer (%(name)s)", name=type(error).__name__)
+        return GatewayStatus(address, GatewayState.DOWN, reason, english("Its log: %(log)s", log=daemon.log))
     return GatewayStatus(address, GatewayState.RUNS)
 
 
@@ -77,12 +78,14 @@ async def _status_at(address: str) -> GatewayStatus:
         await _ask(address)
     except httpx.TransportError as error:
         state = GatewayState.DOWN if is_loopback(address) else GatewayState.UNKNOWN
-        here = "" if is_loopback(address) else " from here"
-        reason = f"it cannot be reached{here} ({type(error).__name__})"
-        return GatewayStatus(address, state, reason, "Start it beside Letta: isabella gateway run")
+        kind = type(error).__name__
+        reason = english("it cannot be reached from here (%(error)s)", error=kind)
+        if is_loopback(address):
+            reason = english("it cannot be reached (%(error)s)", error=kind)
+        return GatewayStatus(address, state, reason, english("Start it beside Letta: isabella gateway run"))
     except (httpx.HTTPError, ValueError):
-        reason = "the server there is not Isabella's gateway"
-        return GatewayStatus(address, GatewayState.DOWN, reason, "Correct ISABELLA_GATEWAY.")
+        reason = english("the server there is not Isabella's gateway")
+        return GatewayStatus(address, GatewayState.DOWN, reason, english("Correct ISABELLA_GATEWAY."))
     return GatewayStatus(address, GatewayState.RUNS)
 
 
@@ -119,8 +122,12 @@ def read_traffic(home: Path, running: RunningDaemon) -> GatewayTraffic:
 
 def _no_answer(daemon: Daemon, running: RunningDaemon, error: Exception) -> GatewayError:
     return GatewayError(
-        f"The gateway at {running.address} does not answer ({type(error).__name__}).",
-        remedy=f"Its log: {daemon.log}",
+        english(
+            "The gateway at %(address)s does not answer (%(name)s).",
+            address=running.address,
+            name=type(error).__name__,
+        ),
+        remedy=english("Its log: %(log)s", log=daemon.log),
     )
 
 
@@ -185,7 +192,7 @@ class GatewayClient:
         daemon = process.daemon(self.settings.home)
         recorded = daemon.recorded()
         if recorded is None:
-            raise GatewayError("The gateway does not run.", remedy=daemon.remedy)
+            raise GatewayError(english("The gateway does not run."), remedy=daemon.remedy)
         if recorded != self._running or self._client is None:
             await self.close()
             self._running = recorded

@@ -15,12 +15,13 @@ from isabella.errors import GatewayError
 from isabella.gateway.app import TOKEN_HEADER
 from isabella.providers.desired import desired_providers
 from isabella.system.daemon import Daemon, RunningDaemon
+from isabella.system.english import english
 from isabella.system.processes import ChildProcess
 from isabella.system.supervision import Sight
 
 #: The environment variables that a Python program needs.
 _PASSED_ON = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "SYSTEMROOT", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
-_REMEDY = "Start it: isabella gateway up"
+_REMEDY = english("Start it: isabella gateway up")
 
 
 def daemon(home: Path) -> Daemon:
@@ -117,7 +118,8 @@ class GatewayPart:
             self._hold_port()
             return Sight(None)
         return Sight(
-            running.process, f"{self.name} is stopped by a signal." if running.process.is_stopped() else None
+            running.process,
+            english("%(name)s is stopped by a signal.", name=self.name) if running.process.is_stopped() else None,
         )
 
     def answers(self) -> bool:

@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from isabella.errors import LettaBroken, LettaRefused, LettaUnauthorized, LettaUnreachable, NotLetta, UnverifiedPeer
 from isabella.letta import paths
 from isabella.system import audit, tracing
+from isabella.system.english import english
 from isabella.system.peers import Peer, async_hooks
 from isabella.system.redaction import redact
 from isabella.system.urls import client_options
@@ -31,7 +32,7 @@ _DETAIL_LIMIT = 300
 _VENDOR_DETAIL_LIMIT = 2_000  # the same for an error of a vendor, which Letta quotes with its body
 _BUSY = (409, 429)  # the statuses of a server that is overloaded, or that works on the same thing
 _GATEWAY_FAILED = (502, 503)
-_CORRECT_BASE_URL = "Correct LETTA_BASE_URL; it has no path, for instance http://127.0.0.1:8283."
+_CORRECT_BASE_URL = english("Correct LETTA_BASE_URL; it has no path, for instance http://127.0.0.1:8283.")
 #: Letta streams, and leaves relations out by default, only for clients of the API since 1.0, known by this header.
 _API_VERSION = {"X-Stainless-Package-Version": "1.12.1"}
 # Letta closes connections that were idle for 5 s. Whether a message that is sent at that moment arrives is not known,
@@ -100,15 +101,17 @@ class LettaHttp:
         try:
             return response.json()
         except ValueError:
-            raise self.not_letta(f"GET {path} answers {_content(response)} instead of JSON") from None
+            raise self.not_letta(
+                english("GET %(path)s answers %(content)s instead of JSON", path=path, content=_content(response))
+            ) from None
 
     async def rows(self, path: str, **query: Any) -> list[dict[str, Any]]:
         """Return the JSON list at a path. Each row has an `id`."""
         page = await self.get(path, **query)
         if not isinstance(page, list):
-            raise self.not_letta(f"GET {path} does not give a list")
+            raise self.not_letta(english("GET %(path)s does not give a list", path=path))
         if not all(isinstance(row, dict) and isinstance(row.get("id"), str) for row in page):
-            raise self.not_letta(f"the list GET {path} has another shape")
+            raise self.not_letta(english("the list GET %(path)s has another shape", path=path))
         return page
 
     async def list_all(self, path: str, *, page_size: int = PAGE_SIZE, **query: Any) -> list[dict[str, Any]]:
@@ -130,8 +133,12 @@ class LettaHttp:
                 break
             after = page[-1]["id"]
         raise LettaBroken(
-            f"{self.base_url}: the list GET {path} comes to no end, or was changed while it was read.",
-            remedy="Try again.",
+            english(
+                "%(base_url)s: the list GET %(path)s comes to no end, or was changed while it was read.",
+                base_url=self.base_url,
+                path=path,
+            ),
+            remedy=english("Try again."),
         )
 
     async def post(self, path: str, body: Mapping[str, Any] | None = None, *, timeout: float | None = None) -> Any:
@@ -157,9 +164,15 @@ class LettaHttp:
         except ValueError:
             # A gateway's page with status 200: it is not known whether Letta has the request.
             raise LettaBroken(
-                f"{self.base_url} answered {method} {path} with {_content(response)} instead of JSON.",
+                english(
+                    "%(base_url)s answered %(method)s %(path)s with %(content)s instead of JSON.",
+                    base_url=self.base_url,
+                    method=method,
+                    path=path,
+                    content=_content(response),
+                ),
                 status=response.status_code,
-                remedy="See what stands between here and Letta.",
+                remedy=english("See what stands between here and Letta."),
             ) from None
 
     def _recorded(self, method: str, path: str, content: Mapping[str, Any]) -> AbstractContextManager[None]:
@@ -203,7 +216,10 @@ class LettaHttp:
 
     def not_letta(self, why: str) -> NotLetta:
         """Return the error that another program answers at Letta's base URL."""
-        return NotLetta(f"What answers at {self.base_url} is not a Letta server: {why}.", remedy=_CORRECT_BASE_URL)
+        return NotLetta(
+            english("What answers at %(base_url)s is not a Letta server: %(why)s.", base_url=self.base_url, why=why),
+            remedy=_CORRECT_BASE_URL,
+        )
 
     def _unreachable(
         self, error: httpx.RequestError | UnverifiedPeer, method: str, path: str, timeout: float
@@ -213,19 +229,31 @@ class LettaHttp:
                 return LettaUnreachable(error.what, remedy=error.remedy)
             case httpx.ConnectError() | httpx.ConnectTimeout():
                 return LettaUnreachable(
-                    f"No Letta server answers at {self.base_url}.",
-                    remedy="Start it (`isabella letta up` starts one here), or correct LETTA_BASE_URL.",
+                    english("No Letta server answers at %(base_url)s.", base_url=self.base_url),
+                    remedy=english("Start it (`isabella letta up` starts one here), or correct LETTA_BASE_URL."),
                 )
             case httpx.TimeoutException():
                 return LettaUnreachable(
-                    f"Letta at {self.base_url} did not answer {method} {path} within {timeout:g} s.",
-                    remedy="Look at its log; ISABELLA_TIMEOUT sets how long is waited.",
+                    english(
+                        "Letta at %(base_url)s did not answer %(method)s %(path)s within %(seconds)s s.",
+                        base_url=self.base_url,
+                        method=method,
+                        path=path,
+                        seconds=format(timeout, "g"),
+                    ),
+                    remedy=english("Look at its log; ISABELLA_TIMEOUT sets how long is waited."),
                     sent=True,
                     timed_out=True,
                 )
         return LettaUnreachable(
-            f"The connection to Letta at {self.base_url} broke during {method} {path}: {type(error).__name__}.",
-            remedy="Look at its log, then run this again.",
+            english(
+                "The connection to Letta at %(base_url)s broke during %(method)s %(path)s: %(name)s.",
+                base_url=self.base_url,
+                method=method,
+                path=path,
+                name=type(error).__name__,
+            ),
+            remedy=english("Look at its log, then run this again."),
             sent=True,
         )
 
@@ -236,28 +264,46 @@ class LettaHttp:
         status = response.status_code
         kind, detail = _error_in(response)
         if status == 401 and not kind:
-            wants = "wants another password" if self._has_password else "wants a password"
+            wants = english("wants another password") if self._has_password else english("wants a password")
             raise LettaUnauthorized(
-                f"Letta at {self.base_url} {wants} (401).",
-                remedy="Put its server password, or the cloud token, into LETTA_API_KEY.",
+                english("Letta at %(base_url)s %(wants)s (401).", base_url=self.base_url, wants=wants),
+                remedy=english("Put its server password, or the cloud token, into LETTA_API_KEY."),
             )
         if detail is None and (response.is_redirect or status in (403, 404, 405)):
-            raise self.not_letta(f"{method} {path} gives {status}")
+            raise self.not_letta(
+                english("%(method)s %(path)s gives %(status)s", method=method, path=path, status=status)
+            )
         if status >= 500 or detail is None:
-            said = f": {detail[:_DETAIL_LIMIT]}" if detail else f", as {_content(response)}"
+            answered = english(
+                "Letta at %(base_url)s answered %(method)s %(path)s with %(status)s",
+                base_url=self.base_url,
+                method=method,
+                path=path,
+                status=status,
+            )
             raise LettaBroken(
-                f"Letta at {self.base_url} answered {method} {path} with {status}{said}",
+                english("%(answered)s: %(detail)s", answered=answered, detail=detail[:_DETAIL_LIMIT])
+                if detail
+                else english("%(answered)s, as %(content)s", answered=answered, content=_content(response)),
                 status=status,
                 kind=kind,
                 detail=detail or "",
-                remedy="Look at Letta's log.",
+                remedy=english("Look at Letta's log."),
             )
         raise LettaRefused(
-            f"Letta refused {method} {path} ({status}): {detail[:_DETAIL_LIMIT]}",
+            english(
+                "Letta refused %(method)s %(path)s (%(status)s): %(detail)s",
+                method=method,
+                path=path,
+                status=status,
+                detail=detail[:_DETAIL_LIMIT],
+            ),
             status=status,
             kind=kind,
             detail=detail,
-            remedy="Run this again when Letta is less busy." if status in _BUSY else "Look at Letta's log.",
+            remedy=english("Run this again when Letta is less busy.")
+            if status in _BUSY
+            else english("Look at Letta's log."),
         )
 
 
@@ -277,7 +323,7 @@ def _is_temporary(error: Exception) -> bool:
 def _content(response: httpx.Response) -> str:
     """Return what a response consists of, for messages."""
     kind = response.headers.get("content-type", "").split(";")[0]
-    return "an empty answer" if not response.content else (kind or "an answer without a type")
+    return english("an empty answer") if not response.content else (kind or english("an answer without a type"))
 
 
 def _error_in(response: httpx.Response) -> tuple[str, str | None]:

@@ -34,6 +34,7 @@ from isabella.providers.report import (
 )
 from isabella.providers.safe_writes import EncryptionProbe, EncryptionState, SafeWriter
 from isabella.system import audit
+from isabella.system.english import english
 from isabella.system.tasks import gather
 from isabella.system.urls import PLACEHOLDER_URL
 from isabella.vendors.client import VendorAnswer, VendorObservation
@@ -47,9 +48,10 @@ _NO_KEY = "no-key-yet"
 #: Letta's status for an update of a key that it cannot decrypt, and so cannot compare (fact P4). Only this status
 #: justifies a DELETE; a lock or an overload does not.
 _CANNOT_DECRYPT = 400
-_OTHER_SECRETS = (
-    "Letta's master key was changed. Letta cannot decrypt anything else that it encrypted under the former one "
-    "(agents' environment variables, tokens of MCP servers): enter those again, or run Letta with the former key."
+_OTHER_SECRETS = english(
+    "Letta's master key was changed. Letta cannot decrypt anything else that it encrypted "
+    "under the former one (agents' environment variables, tokens of MCP servers): enter "
+    "those again, or run Letta with the former key."
 )
 
 _RECORDED = {Action.CREATE: "created", Action.UPDATE: "updated", Action.RECREATE: "recreated"}
@@ -120,7 +122,12 @@ class Applier:
                     return ApplyOutcome(change.action, change.reason, change.remedy)
         except IsabellaError as error:
             # An error of Letta, of the gate, or of the database for locks concerns this provider only.
-            return ApplyOutcome(change.action, f"{change.reason}; {error.what}", error.remedy, failed=True)
+            return ApplyOutcome(
+                change.action,
+                english("%(reason)s; %(what)s", reason=change.reason, what=error.what),
+                error.remedy,
+                failed=True,
+            )
 
     async def _create(self, change: PlannedChange) -> ApplyOutcome:
         """POST. Before, agents that are already bound to the name get the right base URL (fact M6)."""
@@ -128,7 +135,7 @@ class Applier:
         try:
             elsewhere = await self._mover.any_elsewhere(name, base_url)
         except LettaError as error:
-            return key_withheld(change, error, consequence="not created")
+            return key_withheld(change, error, consequence=english("not created"))
         answer = await self._inquire(change)
         if answer is not None and answer.takes_key is False:
             return refused_by_vendor(change, answer)
@@ -139,7 +146,7 @@ class Applier:
             with anyio.CancelScope(shield=True):
                 moves = await self._mover.move(name, base_url)
                 if moves.error is not None:
-                    return key_withheld(change, moves.error, consequence="not created")
+                    return key_withheld(change, moves.error, consequence=english("not created"))
                 outcome = await self._make(change)
                 if not outcome.failed:
                     moves = await self._mover.move(name, base_url)
@@ -151,7 +158,12 @@ class Applier:
         except LettaRefused as error:
             return self._explain_refusal(change, error)
         except LettaError as error:
-            return ApplyOutcome(Action.CREATE, f"{change.reason}; {error.what}", error.remedy, failed=True)
+            return ApplyOutcome(
+                Action.CREATE,
+                english("%(reason)s; %(what)s", reason=change.reason, what=error.what),
+                error.remedy,
+                failed=True,
+            )
         return ApplyOutcome(Action.CREATE, change.reason)
 
     async def _update(self, change: PlannedChange) -> ApplyOutcome:
@@ -165,7 +177,7 @@ class Applier:
             await self._patch(change, _key(change), base_url=change.desired.base_url)
         except LettaRefused as error:
             if error.status == 404:
-                return await self._create(replace(change, reason="it was deleted meanwhile"))
+                return await self._create(replace(change, reason=english("it was deleted meanwhile")))
             # Letta may mistake a long key in plaintext for an encrypted one that it cannot decrypt (facts P4, O7).
             if error.status != _CANNOT_DECRYPT:
                 raise
@@ -185,7 +197,9 @@ class Applier:
                 await self._put_placeholder(change)
                 moves = await self._move_agents(change)
                 if moves.error is not None and not change.keeps_key:
-                    return key_withheld(change, moves.error, consequence="Letta now holds a placeholder, not a key")
+                    return key_withheld(
+                        change, moves.error, consequence=english("Letta now holds a placeholder, not a key")
+                    )
                 base_url = change.desired.base_url if moves.error is None else PLACEHOLDER_URL
                 try:
                     await self._writer.patiently(lambda: self._patch(change, _key(change), base_url=base_url))
@@ -194,7 +208,7 @@ class Applier:
                         raise
                     return key_removed(change, error)
                 if moves.error is not None:
-                    return key_withheld(change, moves.error, consequence="it has not moved yet")
+                    return key_withheld(change, moves.error, consequence=english("it has not moved yet"))
                 moves = await self._move_agents(change)
         return with_agent_moves(ApplyOutcome(Action.UPDATE, reason), moves)
 
@@ -210,34 +224,53 @@ class Applier:
         self, change: PlannedChange, error: LettaRefused, answer: VendorAnswer | None
     ) -> ApplyOutcome:
         """Recreate a provider that Letta does not update because it cannot decrypt the stored key."""
-        refused = f"{change.reason}; Letta refuses to update it: {error.detail}"
+        refused = english(
+            "%(reason)s; Letta refuses to update it: %(detail)s", reason=change.reason, detail=error.detail
+        )
         if self._strategy is Strategy.IN_PLACE:
-            remedy = f"Allow it to be recreated: isabella providers sync --only {change.desired.name} --strategy auto"
+            remedy = english(
+                "Allow it to be recreated: isabella providers sync --only %(name)s --strategy auto",
+                name=change.desired.name,
+            )
             return ApplyOutcome(Action.REFUSE, refused, remedy, failed=True)
         if not self._abilities.recreates:
             return ApplyOutcome(
                 Action.REFUSE,
-                f"{refused}; {explain_no_delete(self._abilities)}",
-                "Run Letta under the master key that encrypted this key, or upgrade it to a supported release from "
-                "0.16.2 on, then sync again.",
+                english(
+                    "%(refused)s; %(explain_no_delete)s",
+                    refused=refused,
+                    explain_no_delete=explain_no_delete(self._abilities),
+                ),
+                english(
+                    "Run Letta under the master key that encrypted this key, or upgrade it to a supported "
+                    "release from 0.16.2 on, then sync again."
+                ),
                 failed=True,
             )
         outcome = await self._recreate(replace(change, ask_vendor=False), with_vendor_answer(change.reason, answer))
         if change.state is not ProviderState.UNREADABLE or outcome.failed:
             return outcome
         # Only Letta could decrypt its other secrets, and its REST API does not say whether it can.
-        return replace(outcome, reason=f"{outcome.reason}, and Letta cannot decrypt it either", remedy=_OTHER_SECRETS)
+        return replace(
+            outcome,
+            reason=english("%(reason)s, and Letta cannot decrypt it either", reason=outcome.reason),
+            remedy=_OTHER_SECRETS,
+        )
 
     async def _encrypt(self, change: PlannedChange) -> ApplyOutcome:
         """Have a key in plaintext encrypted, if Letta encrypts under this master key at all."""
         deletes = self._abilities.recreates and self._strategy is not Strategy.IN_PLACE
         # The probe is a provider that has to be deleted again.
         if deletes and (state := await self._encryption.state()) is not EncryptionState.OURS:
-            how = "without a master key" if state is EncryptionState.NOT_AT_ALL else "under another master key"
+            how = (
+                english("without a master key")
+                if state is EncryptionState.NOT_AT_ALL
+                else english("under another master key")
+            )
             return ApplyOutcome(
                 Action.KEEP,
-                f"the key is right, but in plaintext: Letta runs {how}",
-                "Start Letta with the same LETTA_ENCRYPTION_KEY as Isabella, then sync again.",
+                english("the key is right, but in plaintext: Letta runs %(how)s", how=how),
+                english("Start Letta with the same LETTA_ENCRYPTION_KEY as Isabella, then sync again."),
                 failed=True,
             )
         return await self._update(change)
@@ -252,7 +285,11 @@ class Applier:
             with anyio.CancelScope(shield=True):
                 moves = await self._move_agents_first(change)
                 if moves.error is not None:
-                    kept = "it has not moved yet" if change.keeps_key else "Letta now holds a placeholder, not a key"
+                    kept = (
+                        english("it has not moved yet")
+                        if change.keeps_key
+                        else english("Letta now holds a placeholder, not a key")
+                    )
                     return key_withheld(change, moves.error, consequence=kept)
                 await self._writer.delete_surely(change.stored.id, change.desired.name)
                 try:
@@ -283,8 +320,13 @@ class Applier:
         def failed(consequence: str) -> ApplyOutcome:
             return ApplyOutcome(
                 Action.RECREATE,
-                f"{reason}; it was deleted, and creating it again failed: {error.what} {consequence}",
-                f"Fix the cause, then run: isabella providers sync --only {name}",
+                english(
+                    "%(reason)s; it was deleted, and creating it again failed: %(what)s %(consequence)s",
+                    reason=reason,
+                    what=error.what,
+                    consequence=consequence,
+                ),
+                english("Fix the cause, then run: isabella providers sync --only %(name)s", name=name),
                 failed=True,
             )
 
@@ -292,19 +334,22 @@ class Applier:
             # It may have been created all the same, or by another process; the read-back shows which.
             exists = await self._writer.patiently(lambda: self._store.find(name)) is not None
         except LettaError as second:
-            return failed(f"It may not be in Letta now: {second.what}")
+            return failed(english("It may not be in Letta now: %(what)s", what=second.what))
         if exists:
-            return failed("It exists in Letta nevertheless.")
+            return failed(english("It exists in Letta nevertheless."))
         key = None if change.reading is None else change.reading.key
         if former is None or key is None or not key.get_secret_value():
-            return failed("Its former key was not readable: it is not in Letta now.")
+            return failed(english("Its former key was not readable: it is not in Letta now."))
         try:
             # The former key must not be sent to another base URL than before.
             await self._mover.move_back(name, moved)
         except LettaError as second:
             return failed(
-                f"Its agents have the new base URL, and could not be moved back: {second.what} So the former key was "
-                "not restored either: it is not in Letta now."
+                english(
+                    "Its agents have the new base URL, and could not be moved back: %(what)s So the "
+                    "former key was not restored either: it is not in Letta now.",
+                    what=second.what,
+                )
             )
         # Without a base URL, the type decides again.
         type, base_url = former.type, former.base_url
@@ -313,8 +358,10 @@ class Applier:
                 lambda: self._writer.create(name=name, type=type, base_url=base_url, key=key)
             )
         except LettaError as second:
-            return failed(f"Restoring the former record failed too: {second.what} It is not in Letta now.")
-        return failed("The former record is back in Letta.")
+            return failed(
+                english("Restoring the former record failed too: %(what)s It is not in Letta now.", what=second.what)
+            )
+        return failed(english("The former record is back in Letta."))
 
     async def _move_agents(self, change: PlannedChange) -> AgentMoves:
         if not change.moves:
@@ -342,19 +389,33 @@ class Applier:
         if error.status == 400 and "base provider" in error.detail:
             return ApplyOutcome(
                 Action.REFUSE,
-                f"Letta has a base provider named {name}, made from a key in its own environment (fact P10)",
+                english(
+                    "Letta has a base provider named %(name)s, made from a key in its own environment (fact P10)",
+                    name=name,
+                ),
                 # Letta does not delete its own provider when the key is removed from its environment (fact P15).
-                "Give the provider another name. Removing the key from Letta's environment does not free this one.",
+                english(
+                    "Give the provider another name. Removing the key from Letta's environment does not "
+                    "free this one."
+                ),
                 failed=True,
             )
         if error.status == 409 and not self._abilities.recreates:
             return ApplyOutcome(
                 Action.REFUSE,
-                f"Letta {self._abilities.release} keeps the name of a deleted provider reserved (fact O1)",
-                "Upgrade Letta to 0.16.2 or later, then sync again.",
+                english(
+                    "Letta %(release)s keeps the name of a deleted provider reserved (fact O1)",
+                    release=self._abilities.release,
+                ),
+                english("Upgrade Letta to 0.16.2 or later, then sync again."),
                 failed=True,
             )
-        return ApplyOutcome(Action.CREATE, f"{change.reason}; {error.what}", error.remedy, failed=True)
+        return ApplyOutcome(
+            Action.CREATE,
+            english("%(reason)s; %(what)s", reason=change.reason, what=error.what),
+            error.remedy,
+            failed=True,
+        )
 
 
 def _key(change: PlannedChange) -> SecretStr:

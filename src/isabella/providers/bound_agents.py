@@ -17,6 +17,7 @@ from isabella.errors import LettaBroken, LettaError, LettaRefused
 from isabella.letta.agents import AgentRow
 from isabella.letta.client import LettaClient
 from isabella.providers.safe_writes import SafeWriter
+from isabella.system.english import english
 from isabella.system.tasks import gather
 
 _CONCURRENCY = 8
@@ -136,7 +137,9 @@ class LettaBoundAgents:
         else:
             # The response to a change is no proof of it; only the list is.
             if behind := await left_behind():
-                raise LettaBroken(f"Letta has agents call another address again and again: {behind[0]}.")
+                raise LettaBroken(
+                    english("Letta has agents call another address again and again: %(url)s.", url=behind[0])
+                )
         for error in failed.values():
             raise error
 

@@ -20,6 +20,7 @@ from isabella.config.sources import ConfigValue
 from isabella.config.vendors import Vendor, vendor_of_prefix
 from isabella.errors import ConfigurationError, FileUnreadable
 from isabella.system import files, redaction
+from isabella.system.english import english
 from isabella.system.redaction import mask
 from isabella.system.urls import gateway_base_url, is_loopback
 
@@ -122,7 +123,7 @@ def desired_providers(
 def _desired(vendor: Vendor, settings: Settings, gateway: str | None) -> Desired:
     remarks: list[Remark] = []
     key: SecretStr | None = None
-    source, obstacle, remedy = f"{vendor.api_key_env} is not set", None, None
+    source, obstacle, remedy = english("%(api_key_env)s is not set", api_key_env=vendor.api_key_env), None, None
     try:
         configured = _key_text(vendor, settings, remarks)
         if configured is not None:
@@ -135,9 +136,9 @@ def _desired(vendor: Vendor, settings: Settings, gateway: str | None) -> Desired
     upstream, base_url_obstacle = _base_url(vendor, settings)
     keyless = key is None and obstacle is None and _set_up_without_key(vendor, settings)
     if keyless:
-        key, source = SecretStr(NO_KEY), f"{source}, and need not be"
+        key, source = SecretStr(NO_KEY), english("%(source)s, and need not be", source=source)
     if obstacle is None and key is not None and base_url_obstacle is not None:
-        obstacle, remedy = base_url_obstacle, "Correct it, or remove it to use the vendor's own base URL."
+        obstacle, remedy = base_url_obstacle, english("Correct it, or remove it to use the vendor's own base URL.")
     return Desired(
         vendor=_with_model(vendor, settings),
         name=vendor.provider,
@@ -192,7 +193,7 @@ def _key_text(vendor: Vendor, settings: Settings, remarks: list[Remark]) -> tupl
         return None
     (variable, value), *others = found
     for other, _ in others:
-        text = f"{variable} wins over {other}: both are set"
+        text = english("%(variable)s wins over %(other)s: both are set", variable=variable, other=other)
         remarks.append(Remark(RemarkKind.KEY_SET_TWICE, other, text))
     if variable == vendor.api_key_env:
         return variable, value
@@ -224,12 +225,23 @@ def _from_command(variable: str, named: ConfigValue, remarks: list[Remark]) -> C
     printed = key_commands.read(key_commands.Command(named.text.strip()))
     if printed.text is None:
         raise _Unusable(
-            Remark(RemarkKind.KEY_COMMAND_FAILED, variable, f"{variable} has no key: {printed.failure}"),
+            Remark(
+                RemarkKind.KEY_COMMAND_FAILED,
+                variable,
+                english("%(variable)s has no key: %(failure)s", variable=variable, failure=printed.failure),
+            ),
             f"{variable} ({named.origin})",
-            f"Run the command of {variable} by hand, or correct it; it is run without a shell.",
+            english(
+                "Run the command of %(variable)s by hand, or correct it; it is run without a shell.",
+                variable=variable,
+            ),
         )
     if printed.failure is not None:
-        text = f"{variable} printed no key when it was run again, so its last one stays in force: {printed.failure}"
+        text = english(
+            "%(variable)s printed no key when it was run again, so its last one stays in force: %(failure)s",
+            variable=variable,
+            failure=printed.failure,
+        )
         remarks.append(Remark(RemarkKind.KEY_COMMAND_STALE, variable, text))
     return ConfigValue(printed.text, named.origin)
 
@@ -239,21 +251,36 @@ def _from_keyring(vendor: Vendor, named: ConfigValue, remarks: list[Remark]) -> 
     try:
         entry = KeyringEntry.parse(named.text)
     except ValueError as error:
-        text = f"{variable} cannot be used: {error}"
-        remedy = f"Write it as {variable}=isabella/{vendor.name}, or remove the line."
+        text = english("%(variable)s cannot be used: %(why)s", variable=variable, why=error.args[0])
+        remedy = english(
+            "Write it as %(variable)s=isabella/%(name)s, or remove the line.", variable=variable, name=vendor.name
+        )
         raise _Unusable(
             Remark(RemarkKind.KEY_KEYRING_FAILED, variable, text), f"{variable} ({named.origin})", remedy
         ) from None
     printed = key_commands.read(entry)
     if printed.text is None:
         raise _Unusable(
-            Remark(RemarkKind.KEY_KEYRING_FAILED, variable, f"{variable} ({entry}) has no key: {printed.failure}"),
+            Remark(
+                RemarkKind.KEY_KEYRING_FAILED,
+                variable,
+                english(
+                    "%(variable)s (%(entry)s) has no key: %(failure)s",
+                    variable=variable,
+                    entry=entry,
+                    failure=printed.failure,
+                ),
+            ),
             f"{variable} ({named.origin})",
             printed.remedy or "",
         )
     if printed.failure is not None:
-        text = f"{variable} gave no key when the keyring was asked again, so its last one stays in force: "
-        remarks.append(Remark(RemarkKind.KEY_KEYRING_STALE, variable, text + printed.failure))
+        text = english(
+            "%(variable)s gave no key when the keyring was asked again, so its last one stays in force: %(failure)s",
+            variable=variable,
+            failure=printed.failure,
+        )
+        remarks.append(Remark(RemarkKind.KEY_KEYRING_STALE, variable, text))
     return ConfigValue(printed.text, f"entry {entry}")
 
 
@@ -264,14 +291,19 @@ def _from_file(vendor: Vendor, named: ConfigValue, remarks: list[Remark]) -> Con
         file = files.read(path)
         text = file.text
     except FileUnreadable as error:
-        problem = f"{vendor.api_key_file_env} names {path}, which cannot be read: {error.reason}"
+        problem = english(
+            "%(api_key_file_env)s names %(path)s, which cannot be read: %(reason)s",
+            api_key_file_env=vendor.api_key_file_env,
+            path=path,
+            reason=error.reason,
+        )
         raise _Unusable(
             Remark(RemarkKind.KEY_FILE_UNREADABLE, vendor.api_key_file_env, problem, path),
             f"{vendor.api_key_file_env} ({named.origin})",
             error.remedy or "",
         ) from None
     if file.mode & 0o004:
-        warning = f"{path} can be read by every user of this machine: run `chmod 600 {path}`"
+        warning = english("%(path)s can be read by every user of this machine: run `chmod 600 %(path)s`", path=path)
         remarks.append(Remark(RemarkKind.KEY_FILE_READABLE, vendor.api_key_file_env, warning, path))
     # A text file ends in a newline: no remark about that.
     return ConfigValue(text.removesuffix("\n"), str(path))
@@ -281,8 +313,8 @@ def _expanded(path: Path) -> Path:
     try:
         return path.expanduser()
     except RuntimeError:
-        reason = "the home folder that ~ stands for is not known"
-        raise FileUnreadable.of(path, reason, remedy="Write the whole path.") from None
+        reason = english("the home folder that ~ stands for is not known")
+        raise FileUnreadable.of(path, reason, remedy=english("Write the whole path.")) from None
 
 
 def _clean_key(vendor: Vendor, variable: str, value: ConfigValue, remarks: list[Remark]) -> SecretStr:
@@ -291,16 +323,28 @@ def _clean_key(vendor: Vendor, variable: str, value: ConfigValue, remarks: list[
     except KeyRefused as refused:
         raise _Unusable(
             Remark(
-                _KINDS.get(type(refused), RemarkKind.KEY_MALFORMED), variable, f"{variable} cannot be used: {refused}"
+                _KINDS.get(type(refused), RemarkKind.KEY_MALFORMED),
+                variable,
+                english("%(variable)s cannot be used: %(why)s", variable=variable, why=refused.args[0]),
             ),
             f"{variable} ({value.origin})",
-            f"Put a key{f' from {vendor.keys_page}' if vendor.keys_page else ''} there, or remove the line.",
+            english("Put a key from %(page)s there, or remove the line.", page=vendor.keys_page)
+            if vendor.keys_page
+            else english("Put a key there, or remove the line."),
         ) from None
     redaction.remember(cleaned.value)
-    remarks += [Remark(RemarkKind.KEY_CLEANED, variable, f"{variable}: {note}") for note in cleaned.notes]
+    remarks += [
+        Remark(RemarkKind.KEY_CLEANED, variable, english("%(variable)s: %(note)s", variable=variable, note=note))
+        for note in cleaned.notes
+    ]
     other = vendor_of_prefix(cleaned.value)
     if other is not None and other.name != vendor.name and vendor.key_prefix != other.key_prefix:
-        text = f"{variable} begins with {other.key_prefix}, as keys of {other.title} do: is it the right one?"
+        text = english(
+            "%(variable)s begins with %(key_prefix)s, as keys of %(title)s do: is it the right one?",
+            variable=variable,
+            key_prefix=other.key_prefix,
+            title=other.title,
+        )
         remarks.append(Remark(RemarkKind.KEY_OF_ANOTHER_VENDOR, variable, text))
     return SecretStr(cleaned.value)
 
@@ -313,7 +357,9 @@ def _base_url(vendor: Vendor, settings: Settings) -> tuple[str, Remark | None]:
     try:
         return with_path(http_address(value.text), vendor), None
     except ValueError as error:
-        problem = f"{name} ({value.origin}) cannot be used: {error}"
+        problem = english(
+            "%(name)s (%(origin)s) cannot be used: %(why)s", name=name, origin=value.origin, why=error.args[0]
+        )
         return vendor.base_url, Remark(RemarkKind.BASE_URL_MALFORMED, name, problem)
 
 
@@ -344,8 +390,8 @@ def select_providers(desired: tuple[Desired, ...], only: tuple[str, ...]) -> tup
     unknown = [name for name in only if name not in names]
     if unknown:
         raise ConfigurationError(
-            f"No provider named {unknown[0]!r} is declared.",
-            remedy=f"Declared are: {', '.join(sorted(set(names.values())))}.",
+            english("No provider named %(name)s is declared.", name=repr(unknown[0])),
+            remedy=english("Declared are: %(names)s.", names=", ".join(sorted(set(names.values())))),
         )
     chosen = {names[name] for name in only}
     return tuple(provider for provider in desired if not only or provider.name in chosen)

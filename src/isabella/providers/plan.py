@@ -10,6 +10,7 @@ from isabella.letta.encryption import KeyMatch, KeyReading, mistaken_for_encrypt
 from isabella.letta.releases import Capabilities
 from isabella.letta.store import StoredProvider
 from isabella.providers.desired import Desired
+from isabella.system.english import english, joined
 from isabella.system.urls import is_placeholder_url
 from isabella.vendors.client import VendorAnswer, VendorObservation
 
@@ -120,26 +121,31 @@ def plan(
         return PlannedChange(desired, stored, reading, state, action, reason, remedy, ask_vendor=new_key)
 
     if not desired.configured:
-        left = "" if stored is None else "; the provider of this name in Letta is left unchanged"
-        return change(Action.NONE, f"no key: {desired.key_source}{left}")
+        text = english("no key: %(source)s", source=desired.key_source)
+        if stored is not None:
+            text = english("%(reason)s; the provider of this name in Letta is left unchanged", reason=text)
+        return change(Action.NONE, text)
     if desired.problem is not None:
         return change(Action.REFUSE, desired.problem, desired.remedy)
     key = "" if desired.key is None else desired.key.get_secret_value()
     if abilities.mistakes_long_keys and not sealing and mistaken_for_encrypted(key):
         return change(
             Action.REFUSE,
-            f"without a master key, Letta {abilities.release} mistakes this key for an encrypted one and ignores it",
-            "Set LETTA_ENCRYPTION_KEY for Letta and for Isabella, or upgrade Letta to 0.16.7 or later.",
+            english(
+                "without a master key, Letta %(release)s mistakes this key for an encrypted one and ignores it",
+                release=abilities.release,
+            ),
+            english("Set LETTA_ENCRYPTION_KEY for Letta and for Isabella, or upgrade Letta to 0.16.7 or later."),
         )
     if state is ProviderState.ABSENT:
-        return change(Action.CREATE, "not in Letta yet")
+        return change(Action.CREATE, english("not in Letta yet"))
 
     difference = _difference(desired, stored, reading, state)
     if strategy is Strategy.RECREATE:
         if abilities.recreates:
-            return change(Action.RECREATE, f"strategy recreate; {difference}")
+            return change(Action.RECREATE, english("strategy recreate; %(difference)s", difference=difference))
         if state is ProviderState.IN_SYNC:
-            return change(Action.KEEP, f"{difference}; {explain_no_delete(abilities)}")
+            return change(Action.KEEP, joined([difference, explain_no_delete(abilities)], "; "))
     match state:
         case ProviderState.IN_SYNC:
             return change(Action.KEEP, difference)
@@ -151,32 +157,39 @@ def plan(
         case _ if strategy is Strategy.IN_PLACE:
             return change(
                 Action.REFUSE,
-                f"{difference}; a type cannot be changed in place",
-                f"Allow it to be recreated: isabella providers sync --only {desired.name} --strategy auto",
+                english("%(difference)s; a type cannot be changed in place", difference=difference),
+                english(
+                    "Allow it to be recreated: isabella providers sync --only %(name)s --strategy auto",
+                    name=desired.name,
+                ),
             )
         case _ if abilities.recreates:
             return change(Action.RECREATE, difference)
         case _:
             return change(
                 Action.REFUSE,
-                f"{difference}; {explain_no_delete(abilities)}",
-                "Upgrade Letta to 0.16.2 or later, then sync again.",
+                joined([difference, explain_no_delete(abilities)], "; "),
+                english("Upgrade Letta to 0.16.2 or later, then sync again."),
             )
 
 
 def explain_no_delete(abilities: Capabilities) -> str:
     """Explain why nothing is deleted on this release."""
     if not abilities.known:
-        return f"Letta {abilities.release} is not a supported release, so nothing is deleted there"
-    return f"Letta {abilities.release} cannot recreate a deleted provider, so nothing is deleted there"
+        return english(
+            "Letta %(release)s is not a supported release, so nothing is deleted there", release=abilities.release
+        )
+    return english(
+        "Letta %(release)s cannot recreate a deleted provider, so nothing is deleted there", release=abilities.release
+    )
 
 
 _DIFFERENCES = {
-    ProviderState.IN_SYNC: "read back and equal",
-    ProviderState.STALE: "Letta holds another key",
-    ProviderState.UNREADABLE: "Letta's key is encrypted under another master key",
-    ProviderState.PLAINTEXT: "the key is right, but in plaintext although a master key is set",
-    ProviderState.HIDDEN: "Letta's key cannot be read back",
+    ProviderState.IN_SYNC: english("read back and equal"),
+    ProviderState.STALE: english("Letta holds another key"),
+    ProviderState.UNREADABLE: english("Letta's key is encrypted under another master key"),
+    ProviderState.PLAINTEXT: english("the key is right, but in plaintext although a master key is set"),
+    ProviderState.HIDDEN: english("Letta's key cannot be read back"),
 }
 
 
@@ -188,33 +201,49 @@ def _difference(
         return text
     unfinished, base_url = (
         is_placeholder_url(stored.base_url),
-        f"base URL {stored.base_url} instead of {desired.base_url}",
+        english(
+            "base URL %(base_url)s instead of %(base_url2)s", base_url=stored.base_url, base_url2=desired.base_url
+        ),
     )
     match state:
         case ProviderState.STALE if unfinished:
-            text = "a move was interrupted: Letta holds a placeholder, not a key"
+            text = english("a move was interrupted: Letta holds a placeholder, not a key")
         case ProviderState.STALE if reading is not None and reading.match is KeyMatch.NOTHING:
-            text = "Letta holds no key (an upgrade without a master key loses it, fact O4)"
+            text = english("Letta holds no key (an upgrade without a master key loses it, fact O4)")
         case ProviderState.HIDDEN if reading is not None and reading.sealed:
-            text += ": it is encrypted, and no master key is configured"
+            text = english("Letta's key cannot be read back: it is encrypted, and no master key is configured")
         case ProviderState.MISTYPED:
-            text = f"type {stored.type} instead of {desired.type}"
+            text = english("type %(type)s instead of %(type2)s", type=stored.type, type2=desired.type)
         case ProviderState.MOVED if unfinished:
-            text = "a move is unfinished: some agents may still use the former base URL"
+            text = english("a move is unfinished: some agents may still use the former base URL")
         case ProviderState.MOVED:
             return base_url
-    return text if unfinished or stored.base_url == desired.base_url else f"{text}, and {base_url}"
+    return (
+        text
+        if unfinished or stored.base_url == desired.base_url
+        else english("%(text)s, and %(base_url)s", text=text, base_url=base_url)
+    )
 
 
 def describe_refusal(change: PlannedChange, answer: VendorAnswer) -> tuple[str, str]:
     """Return why a key that the vendor refuses is not written, and what the operator can do."""
-    kept = "nothing is registered" if change.stored is None else "the stored key stays"
+    kept = english("nothing is registered") if change.stored is None else english("the stored key stays")
     if change.stored is not None and is_placeholder_url(change.stored.base_url) and not change.keeps_key:
-        kept = "Letta holds a placeholder, not a key, because a move was interrupted"
+        kept = english("Letta holds a placeholder, not a key, because a move was interrupted")
     return (
-        f"{change.desired.vendor.title} refuses the configured key ({answer.status}: {answer.said}); {kept}",
-        f"{change.desired.key_source} holds a refused key: replace it by a valid one. A new key may take a while to "
-        "work everywhere: `isabella up` and `isabella providers sync --watch` try it again.",
+        english(
+            "%(title)s refuses the configured key (%(status)s: %(said)s); %(kept)s",
+            title=change.desired.vendor.title,
+            status=answer.status,
+            said=answer.said,
+            kept=kept,
+        ),
+        english(
+            "%(key_source)s holds a refused key: replace it by a valid one. A new key may take a "
+            "while to work everywhere: `isabella up` and `isabella providers sync --watch` try it "
+            "again.",
+            key_source=change.desired.key_source,
+        ),
     )
 
 
@@ -229,14 +258,26 @@ def predict_change(change: PlannedChange, new: VendorAnswer, old: VendorAnswer |
     if new.takes_key is False:
         reason, remedy = describe_refusal(change, new)
         if old is not None and old.takes_key is not None:
-            reason += ", and the vendor accepts it" if old.takes_key else ", but the vendor refuses it too"
+            reason = (
+                english("%(reason)s, and the vendor accepts it", reason=reason)
+                if old.takes_key
+                else english("%(reason)s, but the vendor refuses it too", reason=reason)
+            )
         return replace(change, action=Action.REFUSE, reason=reason, remedy=remedy, refused_by_vendor=True)
     if new.takes_key is None:
-        comment = f"; the vendor does not confirm the configured key ({new.said})"
+        text = english(
+            "%(reason)s; the vendor does not confirm the configured key (%(said)s)",
+            reason=change.reason,
+            said=new.said,
+        )
     elif old is None or old.takes_key is None:
-        comment = "; the vendor accepts the configured key"
+        text = english("%(reason)s; the vendor accepts the configured key", reason=change.reason)
     elif old.takes_key:
-        comment = "; the vendor accepts both keys" + ("" if change.action is Action.RECREATE else ": no gap")
+        text = english("%(reason)s; the vendor accepts both keys", reason=change.reason)
+        if change.action is not Action.RECREATE:
+            text = english("%(reason)s: no gap", reason=text)
     else:
-        comment = ", which the vendor already refuses; it accepts the configured one"
-    return replace(change, reason=change.reason + comment)
+        text = english(
+            "%(reason)s, which the vendor already refuses; it accepts the configured one", reason=change.reason
+        )
+    return replace(change, reason=text)

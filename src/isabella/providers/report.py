@@ -11,7 +11,7 @@ from typing import Any
 from isabella.errors import LettaError, LettaRefused
 from isabella.providers.bound_agents import AgentMoves
 from isabella.providers.plan import Action, PlannedChange, ProviderState, describe_refusal
-from isabella.system.english import english
+from isabella.system.english import clause, english, joined
 from isabella.vendors.client import KeyVerdict, VendorAnswer, VendorObservation
 
 
@@ -103,7 +103,7 @@ class GatewayStatus:
     @property
     def details(self) -> str:
         """The reason and the remedy, as the end of a sentence and another one."""
-        return ". ".join(part.rstrip(".") for part in (self.reason, self.remedy) if part) + "."
+        return joined([english("%(text)s.", text=clause(part)) for part in (self.reason, self.remedy) if part])
 
     def as_json(self) -> dict[str, Any]:
         """Return the form that `--json` and the HTTP API show."""
@@ -222,7 +222,8 @@ class ApplyOutcome:
 def join_some(items: Sequence[str], most: int, between: str = ", ") -> str:
     """Join the first items, and say how many more there are."""
     more = len(items) - most
-    return between.join(items[:most]) + (f" and {more} more" if more > 0 else "")
+    first = between.join(items[:most])
+    return english("%(names)s and %(count)s more", names=first, count=more) if more > 0 else first
 
 
 def with_agent_moves(outcome: ApplyOutcome, moves: AgentMoves) -> ApplyOutcome:
@@ -230,36 +231,58 @@ def with_agent_moves(outcome: ApplyOutcome, moves: AgentMoves) -> ApplyOutcome:
     if moves.error is not None:
         return replace(
             outcome,
-            reason=f"{outcome.reason}; an agent that was bound meanwhile may have the wrong base URL: "
-            f"{moves.error.what}",
-            remedy="Bind it again: isabella agents repair",
+            reason=english(
+                "%(reason)s; an agent that was bound meanwhile may have the wrong base URL: %(what)s",
+                reason=outcome.reason,
+                what=moves.error.what,
+            ),
+            remedy=english("Bind it again: isabella agents repair"),
         )
     if not moves.moved:
         return outcome
     listed = join_some([agent.name for agent in moves.moved], _MAX_NAMES)
-    return replace(outcome, reason=f"{outcome.reason}; agents moved to the new base URL: {listed}")
+    return replace(
+        outcome,
+        reason=english(
+            "%(reason)s; agents moved to the new base URL: %(listed)s", reason=outcome.reason, listed=listed
+        ),
+    )
 
 
 def key_withheld(change: PlannedChange, error: LettaError, *, consequence: str) -> ApplyOutcome:
     """Return the outcome of a key that was not written, because an agent might send it to another base URL."""
-    remedy = (error.remedy or "Look at Letta's log").rstrip(".")
+    remedy = error.remedy or english("Look at Letta's log.")
     if isinstance(error, LettaRefused):
-        remedy = "Repair or delete that agent (`isabella agents list` shows it)"
+        remedy = english("Repair or delete that agent (`isabella agents list` shows it).")
     return ApplyOutcome(
         change.action,
-        f"{change.reason}; {consequence}: an agent may still have another base URL than the key is for. {error.what}",
-        f"{remedy}, then run: isabella providers sync --only {change.desired.name}",
+        english(
+            "%(reason)s; %(consequence)s: an agent may still have another base URL than the key is for. %(what)s",
+            reason=change.reason,
+            consequence=consequence,
+            what=error.what,
+        ),
+        joined([remedy, english("Then run: isabella providers sync --only %(name)s", name=change.desired.name)]),
         failed=True,
     )
 
 
 def key_removed(change: PlannedChange, error: LettaError) -> ApplyOutcome:
     """Return the outcome of a key that was replaced by a placeholder, and could not be written after that."""
-    why = "it was in plaintext" if change.state is ProviderState.PLAINTEXT else "its base URL changes"
+    why = (
+        english("it was in plaintext") if change.state is ProviderState.PLAINTEXT else english("its base URL changes")
+    )
     return ApplyOutcome(
         Action.UPDATE,
-        f"{why}, and Letta now holds a placeholder, not a key: writing the key failed: {error.what}",
-        f"The vendor refuses its agents until this succeeds: isabella providers sync --only {change.desired.name}",
+        english(
+            "%(why)s, and Letta now holds a placeholder, not a key: writing the key failed: %(what)s",
+            why=why,
+            what=error.what,
+        ),
+        english(
+            "The vendor refuses its agents until this succeeds: isabella providers sync --only %(name)s",
+            name=change.desired.name,
+        ),
         failed=True,
     )
 
@@ -276,8 +299,8 @@ def with_vendor_answer(reason: str, answer: VendorAnswer | None) -> str:
         case None | VendorAnswer(verdict=KeyVerdict.ACCEPTED):
             return reason
         case VendorAnswer(verdict=KeyVerdict.OUT_OF_FUNDS):
-            return f"{reason}; the vendor knows the key, but its account is out of funds"
+            return english("%(reason)s; the vendor knows the key, but its account is out of funds", reason=reason)
         case VendorAnswer(verdict=KeyVerdict.RATE_LIMITED):
-            return f"{reason}; the vendor knows the key, but limits its rate of requests"
+            return english("%(reason)s; the vendor knows the key, but limits its rate of requests", reason=reason)
         case _:
-            return f"{reason}; not confirmed by the vendor ({answer.said})"
+            return english("%(reason)s; not confirmed by the vendor (%(said)s)", reason=reason, said=answer.said)

@@ -15,6 +15,7 @@ from isabella.errors import LettaBroken, LettaError, LettaRefused, LettaUnreacha
 from isabella.letta.encryption import KeyMatch, KeyReading, read_back
 from isabella.letta.releases import Capabilities
 from isabella.letta.store import Store, StoredProvider
+from isabella.system.english import english
 from isabella.system.urls import PLACEHOLDER_URL
 
 Result = TypeVar("Result")
@@ -173,7 +174,7 @@ class EncryptionProbe:
             await self._writer.create(name=_PROBE_NAME, type="openai", base_url=PLACEHOLDER_URL, key=key)
             created = await self._store.find(_PROBE_NAME)
             if created is None:
-                raise LettaBroken("Letta does not list a provider that it has just created.")
+                raise LettaBroken(english("Letta does not list a provider that it has just created."))
             reading = self._writer.read(created, key)
             await self._writer.delete(created.id, _PROBE_NAME)
         if not reading.sealed:

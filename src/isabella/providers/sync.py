@@ -26,16 +26,17 @@ from isabella.providers.plan import (
     state_of,
 )
 from isabella.providers.report import ApplyOutcome, Proof, ProviderReport, Report
+from isabella.system.english import english
 from isabella.system.tasks import gather
 from isabella.vendors.client import VendorObservation
 
 _CONCURRENCY = 8
 
-_SAME_MASTER_KEY = "Put the LETTA_ENCRYPTION_KEY that Letta itself runs with into .env, then sync again."
-_SET_MASTER_KEY = "Start Letta with the same LETTA_ENCRYPTION_KEY as Isabella, then sync again."
-_NOT_HELD = (
-    "turns of other processes were not held while it was changed: Letta's database is not known "
-    "(ISABELLA_DATABASE_URL)"
+_SAME_MASTER_KEY = english("Put the LETTA_ENCRYPTION_KEY that Letta itself runs with into .env, then sync again.")
+_SET_MASTER_KEY = english("Start Letta with the same LETTA_ENCRYPTION_KEY as Isabella, then sync again.")
+_NOT_HELD = english(
+    "turns of other processes were not held while it was changed: Letta's database is not "
+    "known (ISABELLA_DATABASE_URL)"
 )
 
 
@@ -167,7 +168,7 @@ class _Run:
                     stored=self._stored[change.desired.name],
                     reading=self._readings.get(change.desired.name),
                     action=Action.RECREATE,
-                    reason=f"{change.reason}; an update was not proven",
+                    reason=english("%(reason)s; an update was not proven", reason=change.reason),
                     ask_vendor=False,
                 )
                 for change in missed
@@ -231,7 +232,7 @@ class _Run:
             stored=change.state,
             action=done.action,
             proof=proof,
-            reason=f"{done.reason}; {why}" if why else done.reason,
+            reason=english("%(reason)s; %(why)s", reason=done.reason, why=why) if why else done.reason,
             remedy=remedy or done.remedy,
             notes=desired.notes + ((_NOT_HELD,) if gap and not self._options.held_everywhere else ()),
             in_letta=stored is not None,
@@ -268,8 +269,8 @@ class _Run:
                 return Proof.PROVEN, "", ""
             return (Proof.FAILED if synced else Proof.NOT_ASKED), "", ""
         if self._read_error is not None:
-            why = f"it could not be read back: {self._read_error}"
-            return Proof.UNPROVEN, why, "Sync again when Letta answers."
+            why = english("it could not be read back: %(read_error)s", read_error=self._read_error)
+            return Proof.UNPROVEN, why, english("Sync again when Letta answers.")
         match now := self._state(change.desired):
             case ProviderState.IN_SYNC:
                 # The stored values are right, even if a part of the change failed.
@@ -277,13 +278,22 @@ class _Run:
             case _ if outcome.failed:
                 return Proof.FAILED, "", ""
             case ProviderState.HIDDEN:
-                return Proof.UNPROVEN, "written, but it cannot be read back", _SAME_MASTER_KEY
+                return Proof.UNPROVEN, english("written, but it cannot be read back"), _SAME_MASTER_KEY
             case ProviderState.UNREADABLE:
-                return Proof.UNPROVEN, "written, but Letta encrypts it under another master key", _SAME_MASTER_KEY
+                return (
+                    Proof.UNPROVEN,
+                    english("written, but Letta encrypts it under another master key"),
+                    _SAME_MASTER_KEY,
+                )
             case ProviderState.PLAINTEXT:
-                return Proof.FAILED, "Letta stores it in plaintext: it runs without a master key", _SET_MASTER_KEY
+                return (
+                    Proof.FAILED,
+                    english("Letta stores it in plaintext: it runs without a master key"),
+                    _SET_MASTER_KEY,
+                )
             case _:
-                return Proof.FAILED, f"afterwards it is {now.value.replace('_', ' ')}", ""
+                state = now.value.replace("_", " ")
+                return Proof.FAILED, english("afterwards it is %(state)s", state=state), ""
 
     async def _count_models(self, entries: list[ProviderReport]) -> list[ProviderReport]:
         # For a provider that was never synced, Letta would ask the vendor.
@@ -309,6 +319,6 @@ def _foreign(stored: StoredProvider) -> ProviderReport:
         stored=ProviderState.FOREIGN,
         action=Action.NONE,
         proof=Proof.NOT_ASKED,
-        reason="not declared; left unchanged",
+        reason=english("not declared; left unchanged"),
         configured=False,
     )

@@ -21,6 +21,7 @@ from isabella.letta.agents import TAGS
 from isabella.providers.report import GatewayState, GatewayStatus
 from isabella.server.runtime import Runtime
 from isabella.system import audit
+from isabella.system.english import english
 from isabella.turns.queue import TurnQueue
 from isabella.turns.service import TurnService
 from isabella.turns.stream import state_of_status
@@ -105,12 +106,18 @@ class _GatewayMonitor:
             self._observe(provider, vendor)
             allowance = None if vendor.limits is None else vendor.limits.tokens_minute
             if allowance is not None and allowance.limit:
-                await self._cap(provider, int(allowance.limit * _OF_AN_ALLOWANCE), "tokens per minute")
+                await self._cap(provider, int(allowance.limit * _OF_AN_ALLOWANCE), english("tokens per minute"))
         for outcome in traffic.outcomes:
             if outcome.never_fits:
-                await self._cap(outcome.provider, int(outcome.never_fits * _OF_AN_ALLOWANCE), "tokens per minute")
+                await self._cap(
+                    outcome.provider, int(outcome.never_fits * _OF_AN_ALLOWANCE), english("tokens per minute")
+                )
             if outcome.window and outcome.model:
-                await self._cap(f"{outcome.provider}/{outcome.model}", outcome.window, "tokens in a context")
+                await self._cap(
+                    f"{outcome.provider}/{outcome.model}",
+                    outcome.window,
+                    english("tokens in a context"),
+                )
         if not first:
             await self._report(traffic)
 
@@ -136,7 +143,13 @@ class _GatewayMonitor:
         except IsabellaError as error:
             log.warning("window not lowered", agent=agent_id, error=error.what)
             return
-        sentence = f"{name} takes at most {tokens} {unit}, so that is the context window of {record.name} now."
+        sentence = english(
+            "%(name)s takes at most %(tokens)s %(unit)s, so that is the context window of %(agent)s now.",
+            name=name,
+            tokens=tokens,
+            unit=unit,
+            agent=record.name,
+        )
         log.info("window lowered", name=name, tokens=tokens, agent=record.name, sentence=sentence)
         self._runtime.event_log.add_notice(sentence, name.partition("/")[0])
 
@@ -145,7 +158,9 @@ class _GatewayMonitor:
         vendors = self._runtime.readiness.vendors
         accepted, refused = vendor.accepted_at or 0.0, vendor.refused_at or 0.0
         if accepted > refused:
-            vendors.observe(provider, VendorState.ANSWERS, "it answered through the gateway", _time(accepted))
+            vendors.observe(
+                provider, VendorState.ANSWERS, english("it answered through the gateway"), _time(accepted)
+            )
         elif refused:
             # The words are not kept when the gateway is started again.
             status, message = vendor.refused_status, vendor.refused_message
@@ -173,15 +188,23 @@ def _exceeds(record: AgentRecord, name: str, tokens: int) -> bool:
 def describe_stopped_key(stopped: StoppedKey) -> str:
     """Return what the gateway did with a key that is not the configured one, in one sentence."""
     if not stopped.answered:
-        return (
-            f"A request to {stopped.provider} carried a key that is not its own ({stopped.masked}); nothing was sent "
-            "to the vendor."
+        return english(
+            "A request to %(provider)s carried a key that is not its own (%(masked)s); nothing "
+            "was sent to the vendor.",
+            provider=stopped.provider,
+            masked=stopped.masked,
         )
-    whose = "an outdated key" if stopped.kind == KeyKind.STALE else "a key that is not its own"
-    done = "the configured key was sent in its place"
+    whose = english("an outdated key") if stopped.kind == KeyKind.STALE else english("a key that is not its own")
+    done = english("the configured key was sent in its place")
     if not stopped.replaced:
-        done = "it was sent to the vendor, which refuses the configured one"
-    return f"Letta called {stopped.provider} with {whose} ({stopped.masked}); {done}."
+        done = english("it was sent to the vendor, which refuses the configured one")
+    return english(
+        "Letta called %(provider)s with %(whose)s (%(masked)s); %(done)s.",
+        provider=stopped.provider,
+        whose=whose,
+        masked=stopped.masked,
+        done=done,
+    )
 
 
 def _time(seconds: float) -> datetime:

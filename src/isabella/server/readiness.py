@@ -89,7 +89,7 @@ class Readiness:
     def reasons(self) -> list[str]:
         """Why the backend is not ready, one sentence each."""
         if self.error is not None:
-            return [str(self.error)]
+            return [joined([self.error.what, *([self.error.remedy] if self.error.remedy else [])])]
         reasons = [part.reason for part in self.down]
         if self.report is None:
             return [*reasons, *(self.steps[-1:] or [english("The providers are being synced.")])]
@@ -104,7 +104,11 @@ class Readiness:
     @property
     def _backup_reasons(self) -> list[str]:
         failure = None if self.backups is None else self.backups.failure
-        return [] if failure is None else [f"The nightly backup failed, and is tried again every hour: {failure}"]
+        return (
+            []
+            if failure is None
+            else [english("The nightly backup failed, and is tried again every hour: %(failure)s", failure=failure)]
+        )
 
     @property
     def status(self) -> Phase:
@@ -183,7 +187,9 @@ class Readiness:
             if status is not None and not entry.refused_by_vendor:
                 self.vendors.observe(entry.name, status.state, status.reason, status.at)
             elif entry.action in WRITE_ACTIONS and entry.proof is not Proof.FAILED:
-                self.vendors.observe(entry.name, VendorState.NOT_ASKED, "not asked since its key or base URL changed")
+                self.vendors.observe(
+                    entry.name, VendorState.NOT_ASKED, english("not asked since its key or base URL changed")
+                )
 
     def record_answer(self, provider: str, answer: VendorAnswer) -> None:
         """Record the models that a vendor lists, and its answer to the configured key if Letta holds the same key."""
@@ -215,7 +221,7 @@ class Readiness:
             error = error.exceptions[0]
         if not isinstance(error, IsabellaError):
             log.error("unexpected error", exc_info=error)
-            error = IsabellaError(unforeseen(error), remedy="Start it again; its log has the details.")
+            error = IsabellaError(unforeseen(error), remedy=english("Start it again; its log has the details."))
         self.error = error
         self.phase = Phase.FAILED
 
@@ -223,7 +229,12 @@ class Readiness:
 def _reasons(entry: ProviderReport) -> Iterator[str]:
     """Yield what is wrong with the stored key and with the vendor of a provider."""
     if entry.proof is not Proof.PROVEN:
-        yield f"{entry.name}: {entry.reason}."
+        yield english("%(name)s: %(reason)s.", name=entry.name, reason=entry.reason)
     status = entry.vendor_status
     if status is not None and not entry.refused_by_vendor and vendor_level(status) > Level.UNKNOWN:
-        yield f"{entry.name}: the vendor {vendor_words(status)} ({status.reason})."
+        yield english(
+            "%(name)s: the vendor %(does)s (%(reason)s).",
+            name=entry.name,
+            does=vendor_words(status),
+            reason=status.reason,
+        )

@@ -50,6 +50,7 @@ from isabella.server.readiness import Readiness
 from isabella.server.sessions import Sessions
 from isabella.server.starting import NOT_READY
 from isabella.system import audit
+from isabella.system.english import english, joined
 from isabella.turns.events import Ended, EndReason, Event, TurnFailed
 from isabella.turns.service import TurnService, new_turn_service
 from isabella.turns.turn import Turn
@@ -171,10 +172,10 @@ class Runtime:
             return error
         unknown = isinstance(error, LettaUnreachable) and error.sent
         return Interrupted(
-            " ".join(part.reason for part in supervisor.down),
-            remedy="It is started again; then check whether the request was carried out."
+            joined([part.reason for part in supervisor.down]),
+            remedy=english("It is started again; then check whether the request was carried out.")
             if unknown
-            else "It is started again; repeat the request in a few seconds.",
+            else english("It is started again; repeat the request in a few seconds."),
         )
 
     def on_watch_event(self, event: WatchEvent) -> None:
@@ -382,7 +383,13 @@ def send_as_turn(turn_service: TurnService) -> SendMessage:
                 if isinstance(event, Ended):
                     end = event.reason
         if end not in (EndReason.COMPLETED, EndReason.MAX_STEPS, EndReason.LENGTH):
-            raise TurnError(f"The turn ended with `{end.value}`: {why or 'no reason is known'}.")
+            raise TurnError(
+                english(
+                    "The turn ended with `%(end)s`: %(reason)s.",
+                    end=end.value,
+                    reason=why or english("no reason is known"),
+                )
+            )
 
     return send
 
@@ -405,7 +412,11 @@ async def _reflect_forever(
             # The next reflection reads the same messages again. The pause grows, so that a vendor that refuses is
             # not asked every minute.
             pause = min(pause * 2, _LONGEST_REFLECTION_PAUSE)
-            sentence = f"The reflection failed, and is tried again in {pause:.0f} s: {error.what}"
+            sentence = english(
+                "The reflection failed, and is tried again in %(seconds)s s: %(what)s",
+                seconds=format(pause, ".0f"),
+                what=error.what,
+            )
             log.warning("reflection failed", error=error.what, again_in=pause, sentence=sentence)
 
 

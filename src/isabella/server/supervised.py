@@ -17,6 +17,7 @@ from isabella.embedded import Server
 from isabella.embedded.parts import LettaPart, OwnPostgresPart, PostgresPart
 from isabella.gateway.process import GatewayPart
 from isabella.server.runtime import Runtime
+from isabella.system.english import english
 from isabella.system.supervision import Part, PartState, PartStatus, Supervisor, Timing
 from isabella.watch.watcher import Watcher
 
@@ -52,7 +53,7 @@ async def run_supervisor(runtime: Runtime, supervised: Supervised, settings: Set
     def on_change(status: PartStatus) -> None:
         former, known[status.word] = known[status.word], status
         if former.runs or status.runs or status.state is PartState.GIVEN_UP:
-            sentence = f"{status.name} works again." if status.runs else status.reason
+            sentence = english("%(name)s works again.", name=status.name) if status.runs else status.reason
             (log.info if status.runs else log.warning)(sentence)
             runtime.event_log.add_notice(sentence, warning=not status.runs)
         runtime.event_log.notifier.notify()
@@ -91,7 +92,9 @@ async def _follow_letta(runtime: Runtime, server: Server, settings: Settings) ->
     runtime.move(connection)
     if connection.base_url == former.base_url:
         return False
-    sentence = f"Letta has another port, because its former one was taken: {connection.base_url}."
+    sentence = english(
+        "Letta has another port, because its former one was taken: %(base_url)s.", base_url=connection.base_url
+    )
     log.warning(sentence)
     runtime.event_log.add_notice(sentence, warning=True)
     return True

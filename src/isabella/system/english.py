@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Self
 
 
 class English(str):
@@ -13,11 +14,15 @@ class English(str):
     pattern: str
     values: Mapping[str, object]
 
-    def __new__(cls, pattern: str, values: Mapping[str, object]) -> English:
+    def __new__(cls, pattern: str, values: Mapping[str, object]) -> Self:
         """Return the text of a pattern with `%(name)s` for each value."""
         text = super().__new__(cls, _filled(pattern, values, ","))
         text.pattern, text.values = pattern, values
         return text
+
+    def __getnewargs__(self) -> tuple[str, Mapping[str, object]]:  # type: ignore[override]
+        """Return what a copy is made of."""
+        return self.pattern, self.values
 
     def translated(self, translate: Callable[[str], str], thousands: str) -> str:
         """Return the text with its pattern, and those of its values, translated."""
@@ -31,6 +36,30 @@ class English(str):
 def english(pattern: str, /, **values: object) -> str:
     """Return a text that can be translated. The catalogues have the pattern; values are names, numbers and texts."""
     return English(pattern, values)
+
+
+class Clause(English):
+    """A sentence as the rest of another one: without its full stop, and with a small letter at its article."""
+
+    __slots__ = ()
+
+    def __new__(cls, pattern: str, values: Mapping[str, object]) -> Self:
+        """Return the clause of a sentence with this pattern."""
+        begins_with_article = pattern.startswith(("A ", "No ", "The "))
+        first = pattern[0].lower() if begins_with_article else pattern[0]
+        clause = super().__new__(cls, first + pattern[1:].rstrip("."), values)
+        clause.pattern = pattern
+        return clause
+
+    def translated(self, translate: Callable[[str], str], thousands: str) -> str:
+        """Return the translated sentence without its full stop."""
+        return super().translated(translate, thousands).rstrip(".")
+
+
+def clause(sentence: str) -> str:
+    """Return a sentence as the rest of another one; one that can be translated stays so."""
+    pattern, values = (sentence.pattern, sentence.values) if isinstance(sentence, English) else (sentence, {})
+    return Clause(pattern, values) if sentence else ""
 
 
 def joined(texts: Sequence[str], between: str = " ") -> str:

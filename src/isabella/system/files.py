@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from isabella.errors import FileAbsent, FileUnreadable
+from isabella.system.english import english
 
 LARGEST = 1024 * 1024  # the size of the largest configuration file, in bytes
 PIPE_SECONDS = 2.0  # seconds within which a pipe has to deliver its content
 
-_NAME_A_FILE = "Name a regular file, or a pipe."
+_NAME_A_FILE = english("Name a regular file, or a pipe.")
 _LONGEST_LINE = 64 * 1024
 
 #: The content of each pipe, or the error of reading it, by path, device and inode: a pipe can be read only once.
@@ -41,8 +42,8 @@ class Content:
         try:
             text = self.data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            reason = f"it is not UTF-8 text (byte {error.start})"
-            raise FileUnreadable.of(self.path, reason, remedy="Save the file as UTF-8.") from None
+            reason = english("it is not UTF-8 text (byte %(start)s)", start=error.start)
+            raise FileUnreadable.of(self.path, reason, remedy=english("Save the file as UTF-8.")) from None
         return io.StringIO(text, newline=None).read()
 
 
@@ -125,17 +126,19 @@ def _open(path: Path) -> int:
         # Without O_NONBLOCK, opening a pipe waits for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except FileNotFoundError:
-        raise FileAbsent.of(path, "there is no such file", remedy="Check the path.") from None
+        raise FileAbsent.of(path, english("there is no such file"), remedy=english("Check the path.")) from None
     except OSError as error:
         raise _failed(path, error) from None
     except ValueError:
-        raise FileUnreadable.of(path, "no file can have that name", remedy="Check the path.") from None
+        raise FileUnreadable.of(
+            path, english("no file can have that name"), remedy=english("Check the path.")
+        ) from None
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode) or stat.S_ISFIFO(mode):
         return descriptor
     os.close(descriptor)
-    kind = "a directory" if stat.S_ISDIR(mode) else "a device"
-    raise FileUnreadable.of(path, f"it is {kind}, not a file", remedy=_NAME_A_FILE)
+    kind = english("a directory") if stat.S_ISDIR(mode) else english("a device")
+    raise FileUnreadable.of(path, english("it is %(kind)s, not a file", kind=kind), remedy=_NAME_A_FILE)
 
 
 def _read_pipe(path: Path, descriptor: int, status: os.stat_result, largest: int) -> bytes:
@@ -161,7 +164,13 @@ def _read_until_closed(path: Path, descriptor: int, largest: int) -> bytes:
             chunk = os.read(descriptor, largest + 1 - len(data))
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise _not_delivered(path, f"its writer has not closed it within {PIPE_SECONDS:g} s") from None
+                raise _not_delivered(
+                    path,
+                    english(
+                        "its writer has not closed it within %(pipe_seconds)s s",
+                        pipe_seconds=format(PIPE_SECONDS, "g"),
+                    ),
+                ) from None
             time.sleep(0.01)
             continue
         if not chunk:
@@ -182,22 +191,30 @@ def _wait_for_data(path: Path, descriptor: int) -> None:
             return
         # No process has the pipe open for writing yet.
         time.sleep(0.01)
-    raise _not_delivered(path, f"it is a pipe that has delivered nothing within {PIPE_SECONDS:g} s")
+    raise _not_delivered(
+        path,
+        english(
+            "it is a pipe that has delivered nothing within %(pipe_seconds)s s",
+            pipe_seconds=format(PIPE_SECONDS, "g"),
+        ),
+    )
 
 
 def _not_delivered(path: Path, reason: str) -> FileUnreadable:
-    return FileUnreadable.of(path, reason, remedy="Check the command that writes to it, or name a regular file.")
+    return FileUnreadable.of(
+        path, reason, remedy=english("Check the command that writes to it, or name a regular file.")
+    )
 
 
 def _too_large(path: Path, largest: int) -> FileUnreadable:
-    reason = f"it is larger than {largest // (1024 * 1024)} MiB"
-    return FileUnreadable.of(path, reason, remedy="Check that this is the right file.")
+    reason = english("it is larger than %(size)s MiB", size=largest // (1024 * 1024))
+    return FileUnreadable.of(path, reason, remedy=english("Check that this is the right file."))
 
 
 def _failed(path: Path, error: OSError) -> FileUnreadable:
-    reason, remedy = str(error.strerror or error), "Check the path."
+    reason, remedy = str(error.strerror or error), english("Check the path.")
     if error.errno == errno.ENXIO:  # The error of opening a socket.
-        reason, remedy = "it is a socket or a device, not a file", _NAME_A_FILE
+        reason, remedy = english("it is a socket or a device, not a file"), _NAME_A_FILE
     elif error.errno in (errno.EACCES, errno.EPERM):
-        remedy = "Give the user that runs Isabella the right to read it."
+        remedy = english("Give the user that runs Isabella the right to read it.")
     return FileUnreadable.of(path, reason, remedy=remedy)

@@ -378,7 +378,10 @@ def _sight(part: Part) -> Sight:
     try:
         return part.look()
     except Exception as error:  # noqa: BLE001 - no error ends the supervisor
-        return Sight(None, f"{part.name} cannot be looked at: {unforeseen(error)}")
+        return Sight(
+            None,
+            english("%(name)s cannot be looked at: %(unforeseen)s", name=part.name, unforeseen=unforeseen(error)),
+        )
 
 
 def _answers(part: Part) -> bool:

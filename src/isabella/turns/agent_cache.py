@@ -17,6 +17,7 @@ from isabella.agents.registry import AgentRecord, AgentRegistry, BindingResult
 from isabella.errors import AgentUnknown, DatabaseUnusable, IsabellaError, LettaRefused
 from isabella.letta.agents import TAGS
 from isabella.letta.llm_config import Binding, LlmConfig
+from isabella.system.english import english
 from isabella.system.urls import same_address
 from isabella.turns.events import VendorAsked
 
@@ -109,7 +110,7 @@ class AgentCache:
         except LettaRefused as error:
             self.forget(agent_ref.id)
             if error.status in (404, 422):
-                raise AgentUnknown(f"There is no agent {agent_ref.name} any more.") from None
+                raise AgentUnknown(english("There is no agent %(name)s any more.", name=agent_ref.name)) from None
             raise
         now = _with_model(replace(agent_ref, name=row.name or agent_ref.name), row.llm)
         for name, until, cached in self._entries(now.id):

@@ -19,6 +19,7 @@ import structlog
 
 from isabella.errors import IsabellaError, LettaBroken, LettaError, LettaRefused, LettaUnreachable
 from isabella.letta.client import LettaClient
+from isabella.system.english import english
 from isabella.turns.events import (
     AnswerText,
     EndReason,
@@ -261,7 +262,9 @@ class Attempt:
         if self.refusal is None and self._stop is not None and self._stop.reason is not EndReason.BROKEN:
             if self.began is None and self._stop.reason is EndReason.COMPLETED:
                 self.reason = EndReason.BROKEN
-                self.refusal = VendorRefusal(ErrorCode.EMPTY_ANSWER, "The vendor sent an empty answer.", counts=True)
+                self.refusal = VendorRefusal(
+                    ErrorCode.EMPTY_ANSWER, english("The vendor sent an empty answer."), counts=True
+                )
                 return
             self.reason = self._stop.reason
             return
@@ -270,10 +273,13 @@ class Attempt:
         elif self._malformed and self.refusal is not None and self.refusal.code is ErrorCode.LETTA_FAILING:
             # Letta fails on a call that it cannot parse, and reports its own error.
             name = [*self._malformed.values()][-1]
-            self.refusal = malformed_call(f"The arguments of {name} are not a JSON object.")
+            self.refusal = malformed_call(english("The arguments of %(name)s are not a JSON object.", name=name))
         elif self.refusal is None:
             self.refusal = VendorRefusal(
-                ErrorCode.LETTA_FAILING, "Letta's stream ended without a stop reason.", counts=False, elsewhere=False
+                ErrorCode.LETTA_FAILING,
+                english("Letta's stream ended without a stop reason."),
+                counts=False,
+                elsewhere=False,
             )
         if self.began is not None:
             self.reason = EndReason.BROKEN
@@ -287,29 +293,33 @@ class Attempt:
         elif self.cancel_request.evicted:
             self.refusal = VendorRefusal(
                 ErrorCode.PROVIDER_CHANGING,
-                "The provider has to be changed, and this turn did not end in time.",
+                english("The provider has to be changed, and this turn did not end in time."),
                 counts=False,
             )
         elif not self._confirmed:
-            message = f"Letta did not answer within {_CANCEL_SECONDS:g} s, after the answer had stopped."
+            message = english(
+                "Letta did not answer within %(seconds)s s, after the answer had stopped.",
+                seconds=format(_CANCEL_SECONDS, "g"),
+            )
             self.refusal = VendorRefusal(ErrorCode.LETTA_UNREACHABLE, message, counts=False, elsewhere=False)
         elif self._overdue and self.began is not None:
             self.reason = EndReason.LENGTH
         elif self.began is None:
-            message = (
-                f"The vendor did not begin to answer within {self.first_token:.3g} s. If it is only slow, raise "
-                "ISABELLA_FIRST_TOKEN_TIMEOUT."
+            message = english(
+                "The vendor did not begin to answer within %(seconds)s s. If it is only slow, "
+                "raise ISABELLA_FIRST_TOKEN_TIMEOUT.",
+                seconds=format(self.first_token, ".3g"),
             )
             self.refusal = VendorRefusal(ErrorCode.VENDOR_SILENT, message)
         else:
             self.refusal = VendorRefusal(
-                ErrorCode.VENDOR_SILENT, "The answer stopped in the middle, and nothing more came."
+                ErrorCode.VENDOR_SILENT, english("The answer stopped in the middle, and nothing more came.")
             )
 
     def _lost(self, error: Exception | None) -> None:
         if error is None:
             return
-        message = error.what if isinstance(error, IsabellaError) else "The connection to Letta broke."
+        message = error.what if isinstance(error, IsabellaError) else english("The connection to Letta broke.")
         match error:
             case LettaRefused(status=404):
                 code = ErrorCode.AGENT_UNKNOWN if self.conversation is None else ErrorCode.CONVERSATION_UNKNOWN

@@ -21,6 +21,7 @@ from isabella.letta.client import Connection, LettaClient
 from isabella.letta.llm_config import Binding, creation_fields
 from isabella.providers.report import Receipt
 from isabella.system import audit
+from isabella.system.english import english
 from isabella.system.redaction import redact
 from isabella.system.tasks import gather
 from isabella.turns.stream import classify_refusal, gateway_error
@@ -83,12 +84,16 @@ async def _probe_once(letta: LettaClient, binding: Binding) -> ProbeResult:
         answered = any(message.get("message_type") == "assistant_message" for message in turn["messages"])
         stop_reason = turn["stop_reason"]["stop_reason"]
         if not answered and stop_reason not in ("end_turn", "max_steps"):
-            return ProbeResult(Receipt.FAILED, f"the turn ended with {stop_reason}", VendorState.FAILS)
+            return ProbeResult(
+                Receipt.FAILED,
+                english("the turn ended with %(stop_reason)s", stop_reason=stop_reason),
+                VendorState.FAILS,
+            )
         return ProbeResult(Receipt.ACCEPTED, vendor=VendorState.ANSWERS)
     except LettaUnreachable as error:
         if error.timed_out:
-            return ProbeResult(Receipt.FAILED, "Letta gave no answer in time")
-        raise _LettaFailed("Letta gave no answer") from None
+            return ProbeResult(Receipt.FAILED, english("Letta gave no answer in time"))
+        raise _LettaFailed(english("Letta gave no answer")) from None
     except (LettaRefused, LettaBroken) as error:
         return judge_refusal(error)
     except LettaError as error:

@@ -15,6 +15,7 @@ import anyio
 
 from isabella.errors import DatabaseUnusable, LockTimeout, QueueFull, TurnTimeout
 from isabella.locks.postgres import AdvisoryLocks, lock_key
+from isabella.system.english import english
 
 #: The estimated length of a turn in seconds, until turns have been measured.
 _FIRST_ESTIMATE = 3.0
@@ -59,9 +60,9 @@ class TurnQueue:
         if len(queue) > self._limit:
             wait = min(self._turn_seconds * len(queue), _MAX_RETRY_AFTER)
             raise QueueFull(
-                f"{len(queue) - 1} turns already wait for this agent.",
+                english("%(count)s turns already wait for this agent.", count=len(queue) - 1),
                 retry_after=max(1.0, round(wait)),
-                remedy="Try again later; ISABELLA_TURN_QUEUE sets how many turns may wait.",
+                remedy=english("Try again later; ISABELLA_TURN_QUEUE sets how many turns may wait."),
             )
         ticket = Ticket(self, agent_id, ahead=len(queue))
         queue.append(ticket)
@@ -114,8 +115,10 @@ class TurnQueue:
 
     def _timed_out(self) -> TurnTimeout:
         return TurnTimeout(
-            f"Other turns of this agent have been running for {self._patience:g} s.",
-            remedy="Try again later, or stop them.",
+            english(
+                "Other turns of this agent have been running for %(seconds)s s.", seconds=format(self._patience, "g")
+            ),
+            remedy=english("Try again later, or stop them."),
         )
 
 

@@ -119,8 +119,10 @@ class TurnService:
             english(
                 "No model of %(name)s is known to take images (%(handles)s).", name=agent_ref.name, handles=handles
             ),
-            remedy="Switch the agent to one that does. For a vendor of your own, `quirks.image_models` in "
-            "isabella.toml names them.",
+            remedy=english(
+                "Switch the agent to one that does. For a vendor of your own, `quirks.image_models` "
+                "in isabella.toml names them."
+            ),
         )
 
     async def stop(self, agent: str, id: str) -> None:
@@ -129,8 +131,12 @@ class TurnService:
         turn = self._running.get(id)
         if turn is None or turn.agent_ref.id != agent_ref.id:
             raise TurnUnknown(
-                f"No turn {id[:60]!r} of {agent_ref.name} is running in this backend.",
-                remedy="It may have ended already.",
+                english(
+                    "No turn %(id)s of %(name)s is running in this backend.",
+                    id=repr(id[:60]),
+                    name=agent_ref.name,
+                ),
+                remedy=english("It may have ended already."),
             )
         turn.stop()
         with anyio.move_on_after(_STOP_SECONDS):
@@ -198,8 +204,8 @@ def check_message(message: str) -> None:
         is_text = "\0" not in message
     if not is_text:
         raise MessageRefused(
-            "The message contains a NUL or half of a surrogate pair, which are not text.",
-            remedy="Send it as UTF-8 text.",
+            english("The message contains a NUL or half of a surrogate pair, which are not text."),
+            remedy=english("Send it as UTF-8 text."),
         )
 
 

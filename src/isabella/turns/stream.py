@@ -11,13 +11,14 @@ import ast
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
 from isabella.config.gateway_address import SERVICE
 from isabella.gateway.traffic import Outcome
+from isabella.system.english import english
 from isabella.system.redaction import redact
 from isabella.turns.events import (
     AnswerText,
@@ -207,7 +208,7 @@ def classify_refusal(type: str, detail: str) -> VendorRefusal:
 def refusal_of_stop(word: str) -> VendorRefusal:
     """Return the refusal of a turn that Letta ended with a stop reason that is a failure, and without an error."""
     code = _CODE_OF_STOP.get(word, ErrorCode.LETTA_FAILING)
-    return replace(_refusal(code, f"Letta gives {word!r} as the reason."), elsewhere=False)
+    return replace(_refusal(code, english("Letta gives %(word)s as the reason.", word=repr(word))), elsewhere=False)
 
 
 def malformed_call(message: str) -> VendorRefusal:
@@ -219,7 +220,8 @@ def _refusal(
     code: ErrorCode, message: str, status: int | None = None, retry_after: float | None = None
 ) -> VendorRefusal:
     row = _CODES[code]
-    message = f"{row['lead']}: {message}" if "lead" in row else message
+    if "lead" in row:
+        message = english("%(lead)s: %(message)s", lead=english(row["lead"]), message=message)
     return VendorRefusal(code, message, status, retry_after, counts=row.get("counts", True))
 
 
@@ -295,7 +297,13 @@ def is_of_vendor(code: ErrorCode, status: int | None) -> bool:
 def remedy_of(code: ErrorCode) -> str | None:
     """Return what to do about an error of the agent's only vendor, if the code tells it."""
     remedy: str | None = _CODES.get(code, {}).get("remedy")
-    return remedy
+    return None if remedy is None else english(remedy)
+
+
+def texts_for_people() -> Iterator[str]:
+    """Yield the texts of `refusals.toml` that people see, for the console's catalogues."""
+    for row in _CODES.values():
+        yield from (row[name] for name in ("lead", "remedy") if name in row)
 
 
 def retry_delay(text: str) -> float | None:

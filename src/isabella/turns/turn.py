@@ -33,7 +33,7 @@ from isabella.letta.client import LettaClient
 from isabella.letta.conversations import ConversationRow
 from isabella.locks.provider_lock import ProviderLock
 from isabella.system import tracing
-from isabella.system.english import english
+from isabella.system.english import english, joined
 from isabella.system.supervision import PartState, PartStatus, Supervisor
 from isabella.turns import leftovers, partial_history
 from isabella.turns.agent_cache import AgentCache, AgentRef, Candidate, TemporaryBinding
@@ -436,7 +436,9 @@ class Turn:
                 continue
             self._tried.add(candidate.handle)
             if self._message.images and not self._deps.agent_cache.takes_images(candidate.handle):
-                refusal = VendorRefusal(ErrorCode.REQUEST_REFUSED, "The model takes no images.", counts=False)
+                refusal = VendorRefusal(
+                    ErrorCode.REQUEST_REFUSED, english("The model takes no images."), counts=False
+                )
                 self._refusals.append(refusal)
                 await self._emit(Failover(candidate.handle, refusal.code, refusal.message))
                 continue
@@ -447,7 +449,11 @@ class Turn:
                 continue
             refusal = VendorRefusal(
                 ErrorCode.CIRCUIT_OPEN,
-                f"Skipped for another {circuit.seconds:.0f} s: {circuit.because}",
+                english(
+                    "Skipped for another %(seconds)s s: %(because)s",
+                    seconds=format(circuit.seconds, ".0f"),
+                    because=circuit.because,
+                ),
                 retry_after=circuit.seconds,
                 counts=False,
             )
@@ -580,8 +586,16 @@ class Turn:
         local = deps.agent_cache.is_local(asked.provider)
         more = deps.speeds.longer(asked.handle, tokens, local=local, alone=alone)
         if more >= _TOLD_SECONDS:
-            why = ", and no other vendor could answer" if alone else ""
-            text = f"{asked.handle} reads a prompt of about {tokens} tokens; it gets {more:.0f} s more{why}."
+            values = {"handle": asked.handle, "tokens": tokens, "seconds": f"{more:.0f}"}
+            text = english(
+                "%(handle)s reads a prompt of about %(tokens)s tokens; it gets %(seconds)s s more.", **values
+            )
+            if alone:
+                text = english(
+                    "%(handle)s reads a prompt of about %(tokens)s tokens; it gets %(seconds)s s more, "
+                    "and no other vendor could answer.",
+                    **values,
+                )
             await self._emit(Held(text))
         return more
 
@@ -594,7 +608,9 @@ class Turn:
         """Send the message as soon as the provider is not being changed."""
         gate = self._deps.gate
         if gate.is_closed(candidate.provider):
-            await self._emit(Held(f"{candidate.provider} is being changed.", candidate.provider))
+            await self._emit(
+                Held(english("%(provider)s is being changed.", provider=candidate.provider), candidate.provider)
+            )
         try:
             async with gate.passing(candidate.provider, leave=self._cancel_request.evict):
                 await self._send(candidate, attempt)
@@ -860,26 +876,30 @@ class Turn:
 
 def broken_turn(refusal: VendorRefusal, *, stored: bool) -> TurnFailed:
     """Return the error of a turn that broke off. `stored` is whether its message is in the history."""
-    kept = "What had arrived is stored" if stored else "Nothing of this turn is stored"
+    kept = english("What had arrived is stored.") if stored else english("Nothing of this turn is stored.")
     if refusal.code is ErrorCode.PROVIDER_CHANGING:
-        return TurnFailed(refusal.code, refusal.message, f"{kept}. Ask again in a moment.")
+        return TurnFailed(refusal.code, refusal.message, joined([kept, english("Ask again in a moment.")]))
     return TurnFailed(
         ErrorCode.STREAM_BROKEN,
-        f"The answer broke off in the middle: {refusal.message}",
-        f"{kept}. Ask again, or switch to another model.",
+        english("The answer broke off in the middle: %(message)s", message=refusal.message),
+        joined([kept, english("Ask again, or switch to another model.")]),
         status=refusal.status,
     )
 
 
 def empty_turn(refusal: VendorRefusal) -> TurnFailed:
     """Return the error of a turn that got an empty answer."""
-    return TurnFailed(refusal.code, refusal.message, "Ask again, or switch to another model.", status=refusal.status)
+    return TurnFailed(
+        refusal.code, refusal.message, english("Ask again, or switch to another model."), status=refusal.status
+    )
 
 
 def interrupted_turn(part: PartStatus) -> TurnFailed:
     """Return the error of a turn that has waited in vain for Letta, Postgres or the gateway."""
     code = ErrorCode.GATEWAY_UNREACHABLE if part.word == "gateway" else ErrorCode.LETTA_UNREACHABLE
-    return TurnFailed(code, part.reason, "`GET /ready` says when it works again; then send the message again.")
+    return TurnFailed(
+        code, part.reason, english("`GET /ready` says when it works again; then send the message again.")
+    )
 
 
 def _may_be_of_an_outage(refusal: VendorRefusal) -> bool:

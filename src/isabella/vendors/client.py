@@ -16,6 +16,7 @@ import anyio
 import httpx2 as httpx
 from pydantic import SecretStr
 
+from isabella.system.english import english
 from isabella.system.redaction import redact
 from isabella.system.urls import AS_SENT_HEADER, GATEWAY_ERROR, client_options, is_gateway_url
 from isabella.vendors.local_servers import completed
@@ -124,10 +125,13 @@ class VendorAnswer:
     def vendor_status(self) -> VendorObservation:
         """The observation of the vendor that this answer makes, as of now."""
         if self.trouble is Trouble.HTML and self.status in _OF_PROXIES:
-            reason = f"{self.status}: a web page came in place of the vendor's answer, as from a proxy or a portal"
+            reason = english(
+                "%(status)s: a web page came in place of the vendor's answer, as from a proxy or a portal",
+                status=self.status,
+            )
             return VendorObservation(VendorState.UNREACHABLE, reason, datetime.now(UTC))
         if self.verdict is KeyVerdict.ACCEPTED:
-            reason = f"it takes the key and lists {self.said}"
+            reason = english("it takes the key and lists %(said)s", said=self.said)
         else:
             reason = self.said if self.status is None else f"{self.status}: {self.said}"
         return VendorObservation(_STATES[self.verdict], reason, datetime.now(UTC))
@@ -152,7 +156,11 @@ async def ask_vendor(base_url: str, key: SecretStr, *, timeout: float = 10.0) ->
             if answer.listed:
                 answer = accepted_answer(await completed(client, base_url, answer.listed))
     except (httpx.TimeoutException, TimeoutError):
-        return VendorAnswer(KeyVerdict.UNREACHABLE, f"no answer within {timeout:g} s", trouble=Trouble.TIMEOUT)
+        return VendorAnswer(
+            KeyVerdict.UNREACHABLE,
+            english("no answer within %(seconds)s s", seconds=format(timeout, "g")),
+            trouble=Trouble.TIMEOUT,
+        )
     except httpx.RequestError as error:
         said = redact(str(error)) or type(error).__name__
         return VendorAnswer(KeyVerdict.UNREACHABLE, said, trouble=_trouble(error))
@@ -172,7 +180,9 @@ def _gateway_refusal(response: httpx.Response) -> str | None:
     error = document.get("error") if response.is_error and isinstance(document, dict) else None
     if not isinstance(error, dict) or error.get("type") != GATEWAY_ERROR:
         return None
-    return _message(document) or f"the gateway refused with status {response.status_code}"
+    return _message(document) or english(
+        "the gateway refused with status %(status_code)s", status_code=response.status_code
+    )
 
 
 async def ask_about_key(url: str, key: SecretStr, *, timeout: float = 10.0) -> VendorAnswer:
@@ -185,19 +195,21 @@ async def ask_about_key(url: str, key: SecretStr, *, timeout: float = 10.0) -> V
         said = redact(str(error)) or type(error).__name__
         return VendorAnswer(KeyVerdict.UNREACHABLE, said, trouble=_trouble(error))
     if response.is_success:
-        return VendorAnswer(KeyVerdict.ACCEPTED, "it knows the key", response.status_code)
+        return VendorAnswer(KeyVerdict.ACCEPTED, english("it knows the key"), response.status_code)
     return classify_answer(response.status_code, _json(response))
 
 
 def classify_answer(status: int, document: Any, *, retry_after: str | None = None) -> VendorAnswer:
     """Classify an answer by its status and the shape of its JSON, not by its wording, which vendors change."""
-    said = _message(document) or f"status {status}"
+    said = _message(document) or english("status %(status)s", status=status)
     wait = float(retry_after) if retry_after and retry_after.replace(".", "", 1).isdecimal() else None
     match status:
         case 200 if (listed := parse_models(document)) is not None:
             return accepted_answer(listed)
         case 200:
-            return VendorAnswer(KeyVerdict.WRONG_ADDRESS, "what answers there is not a list of models", status)
+            return VendorAnswer(
+                KeyVerdict.WRONG_ADDRESS, english("what answers there is not a list of models"), status
+            )
         case 402:
             return VendorAnswer(KeyVerdict.OUT_OF_FUNDS, said, status)
         case 403 if any(word in _codes(document) for word in _ABOUT_FUNDS):
@@ -220,7 +232,7 @@ def accepted_answer(listed: Mapping[str, ListedModel]) -> VendorAnswer:
     """Return the answer of a vendor that lists these models."""
     windows = {id: model.window for id, model in listed.items()}
     unfit = frozenset(id for id, model in listed.items() if not (model.active and model.converses))
-    said = f"{len(listed)} model{'' if len(listed) == 1 else 's'}"
+    said = english("1 model") if len(listed) == 1 else english("%(count)s models", count=len(listed))
     return VendorAnswer(KeyVerdict.ACCEPTED, said, 200, windows, unfit, listed)
 
 
@@ -296,5 +308,5 @@ class VendorStatusBoard:
     def of(self, provider: str) -> VendorObservation:
         """Return the last observation of a provider's vendor."""
         return self._seen.get(provider) or VendorObservation(
-            VendorState.NOT_ASKED, "not asked since the backend was started", self._began
+            VendorState.NOT_ASKED, english("not asked since the backend was started"), self._began
         )

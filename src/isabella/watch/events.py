@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from isabella.providers.plan import DONE
 from isabella.providers.report import Proof, ProviderReport, Report, join_some
+from isabella.system.english import english, joined
 from isabella.watch.model_refresh import ModelRefresh, ProviderModels
 
 
@@ -95,59 +96,98 @@ def log_sentences(event: WatchEvent) -> list[LogSentence]:
         case Synced(part=part, cause=cause):
             return [line for entry in part.configured for line in _of_provider(entry, cause.value)]
         case ConfigRefused(what=what, remedy=remedy):
-            text = f"The changed configuration cannot be used: {what}"
-            return [LogSentence(_joined(text, remedy, "The former one stays in force."), warning=True)]
+            text = english("The changed configuration cannot be used: %(what)s", what=what)
+            return [LogSentence(_joined(text, remedy, english("The former one stays in force.")), warning=True)]
         case ConfigAccepted():
-            return [LogSentence("The configuration can be read again.")]
+            return [LogSentence(english("The configuration can be read again."))]
         case RestartNeeded(variables=variables):
             return [LogSentence(_restart(variables), warning=True)]
         case ProvidersDropped(names=names):
-            return [LogSentence(f"Not configured any more, left in Letta unchanged: {', '.join(names)}.")]
+            return [
+                LogSentence(
+                    english("Not configured any more, left in Letta unchanged: %(names)s.", names=", ".join(names))
+                )
+            ]
         case WatchFailed(what=what, cause=cause, remedy=remedy):
-            text = f"Failed ({cause.value}): {what}"
-            return [LogSentence(_joined(text, remedy, "It is tried again."), warning=True)]
+            text = english("Failed (%(cause)s): %(what)s", cause=english(cause.value), what=what)
+            return [LogSentence(_joined(text, remedy, english("It is tried again.")), warning=True)]
         case ModelsRefreshed(refresh=refresh):
             return [line for models in refresh.providers for line in _of_models(models)]
 
 
 def unproven_sentence(entry: ProviderReport) -> str:
     """Return the sentence about a provider whose key is not proven."""
-    return _joined(f"{entry.name} is not proven: {entry.reason}.", entry.remedy)
+    return _joined(english("%(name)s is not proven: %(reason)s.", name=entry.name, reason=entry.reason), entry.remedy)
 
 
 def _of_provider(entry: ProviderReport, cause: str) -> Iterator[LogSentence]:
     if entry.proof is not Proof.PROVEN:
         yield LogSentence(unproven_sentence(entry), warning=True)
     elif entry.action in DONE:
-        yield LogSentence(f"{entry.name}: {DONE[entry.action]} and proven ({entry.reason}), after {cause}.")
+        yield LogSentence(
+            english(
+                "%(name)s: %(done)s and proven (%(reason)s), after %(cause)s.",
+                name=entry.name,
+                done=english(DONE[entry.action]),
+                reason=entry.reason,
+                cause=english(cause),
+            )
+        )
 
 
 def _restart(variables: tuple[str, ...]) -> str:
-    text = f"Changed, effective after a restart: {', '.join(variables)}."
+    text = english("Changed, effective after a restart: %(names)s.", names=", ".join(variables))
     if "LETTA_ENCRYPTION_KEY" in variables:
-        text += (
-            " Letta's secrets are encrypted under the former master key: "
-            "`isabella letta rekey --from-env` encrypts them again."
+        return _joined(
+            text,
+            english(
+                "Letta's secrets are encrypted under the former master key: "
+                "`isabella letta rekey --from-env` encrypts them again."
+            ),
         )
     return text
 
 
 def _of_models(models: ProviderModels) -> Iterator[LogSentence]:
     if models.problem is not None:
-        yield LogSentence(f"{models.provider}: its models are not known: {models.problem}.", warning=True)
+        yield LogSentence(
+            english(
+                "%(provider)s: its models are not known: %(problem)s.",
+                provider=models.provider,
+                problem=models.problem,
+            ),
+            warning=True,
+        )
     if models.appeared:
-        yield LogSentence(f"{models.provider} has new models: {join_some(models.appeared, _MAX_MODELS)}.")
+        yield LogSentence(
+            english(
+                "%(provider)s has new models: %(models)s.",
+                provider=models.provider,
+                models=join_some(models.appeared, _MAX_MODELS),
+            )
+        )
     if models.vanished:
-        yield LogSentence(f"{models.provider} does not list any more: {join_some(models.vanished, _MAX_MODELS)}.")
+        yield LogSentence(
+            english(
+                "%(provider)s does not list any more: %(models)s.",
+                provider=models.provider,
+                models=join_some(models.vanished, _MAX_MODELS),
+            )
+        )
     for ending in models.ending:
         yield LogSentence(ending.sentence, warning=True)
     for agent in models.lost:
         yield LogSentence(
-            f"{agent.name} has lost its model: {models.provider} has no {agent.model} any more. "
-            "`isabella agents repair` binds it to another.",
+            english(
+                "%(name)s has lost its model: %(provider)s has no %(model)s any more. `isabella "
+                "agents repair` binds it to another.",
+                name=agent.name,
+                provider=models.provider,
+                model=agent.model,
+            ),
             warning=True,
         )
 
 
 def _joined(*parts: str | None) -> str:
-    return " ".join(part for part in parts if part)
+    return joined([part for part in parts if part])

@@ -17,6 +17,7 @@ from isabella.letta.store import Store, StoredProvider
 from isabella.providers.apply import Ask
 from isabella.providers.desired import Desired, desired_providers
 from isabella.providers.report import join_some
+from isabella.system.english import english
 from isabella.system.tasks import gather
 from isabella.vendors.client import KeyVerdict, VendorAnswer, ask_vendor
 from isabella.vendors.model_lists import ListedModel
@@ -46,11 +47,19 @@ class EndingModel:
     def sentence(self) -> str:
         """What ends when, whom it concerns, and what to do."""
         model, agents = self.model, join_some(self.agents, _MAX_AGENTS)
-        end = "before long" if model.end is None else f"on {model.end.isoformat()}"
+        end = english("before long") if model.end is None else english("on %(day)s", day=model.end.isoformat())
         instead = f"{self.provider}/{model.replacement}" if model.replacement else "PROVIDER/MODEL"
-        named = f", and names {model.replacement} in its place" if model.replacement else ""
+        named = english(", and names %(model)s in its place", model=model.replacement) if model.replacement else ""
         switch = f"`isabella agents switch {shlex.quote(self.agents[0])} {instead}`"
-        return f"{self.provider} ends {model.id} {end}{named}. It is the model of {agents}: {switch}."
+        return english(
+            "%(provider)s ends %(model)s %(end)s%(named)s. It is the model of %(agents)s: %(switch)s.",
+            provider=self.provider,
+            model=model.id,
+            end=end,
+            named=named,
+            agents=agents,
+            switch=switch,
+        )
 
 
 def ending_models(
@@ -140,11 +149,13 @@ async def _refresh(
 ) -> ProviderModels:
     record, key = stored.get(desired.name), desired.key
     if record is None or key is None:
-        return ProviderModels(desired.name, problem="it is not in Letta")
+        return ProviderModels(desired.name, problem=english("it is not in Letta"))
     answer = await ask(desired.reached_at, key)
     if answer.verdict is not KeyVerdict.ACCEPTED:
         # Letta would answer 200 all the same, and keep its list or empty it (fact P11).
-        problem = f"{desired.vendor.title} does not list its models: {answer.said}"
+        problem = english(
+            "%(title)s does not list its models: %(said)s", title=desired.vendor.title, said=answer.said
+        )
         return ProviderModels(desired.name, problem=problem, answer=answer)
     try:
         before = await store.model_names(desired.name)

@@ -15,6 +15,7 @@ from isabella.doctor.layers import Layer
 from isabella.letta.llm_config import Binding, streams
 from isabella.providers.desired import Desired
 from isabella.providers.report import Receipt
+from isabella.system.english import english
 from isabella.system.urls import is_gateway_url, same_address
 from isabella.watch.model_refresh import BoundAgent, ending_models
 
@@ -47,8 +48,8 @@ def check_agents(evidence: Evidence) -> Iterator[Outcome]:
     if letta.rows is None:
         return
     if letta.agents is None:
-        because = letta.agents_error or "Letta did not list them"
-        yield Unknown(Layer.USE, "which agents use the providers, and how", because)
+        because = letta.agents_error or english("Letta did not list them")
+        yield Unknown(Layer.USE, english("which agents use the providers, and how"), because)
         return
     available = available_bindings(evidence)
     groups: dict[tuple[str, str | None], list[tuple[AgentEvidence, str]]] = {}
@@ -76,9 +77,11 @@ def _endings(agents: Sequence[AgentEvidence], evidence: Evidence) -> Iterator[Fi
                 agents=ending.agents,
                 agent_ids=tuple(one.id for one in agents if one.name in ending.agents),
                 evidence=(ending.sentence,),
-                end="before long" if model.end is None else f"on {model.end.isoformat()}",
+                end=english("before long") if model.end is None else english("on %(day)s", day=model.end.isoformat()),
                 model=model.id,
-                replacement=f", and names {model.replacement} in its place" if model.replacement else "",
+                replacement=english(", and names %(model)s in its place", model=model.replacement)
+                if model.replacement
+                else "",
                 agent=shlex.quote(ending.agents[0]),
                 instead=f"{provider}/{model.replacement}" if model.replacement else _example_handle(evidence),
             )

@@ -19,6 +19,7 @@ from isabella.doctor.findings import Finding, Outcome, PassedCheck, Unknown, fin
 from isabella.doctor.layers import Layer
 from isabella.letta.encryption import KeyMatch
 from isabella.providers.desired import Desired, Remark, RemarkKind
+from isabella.system.english import english
 from isabella.vendors.client import KeyVerdict, Trouble
 
 _WORLD_READABLE = 0o004
@@ -38,8 +39,8 @@ def check_configuration(evidence: Evidence) -> Iterator[Outcome]:
     yield from map(_conflict, configuration.conflicts)
     yield from _env_file(configuration)
     if configuration.unreadable_file is not None:
-        because = f"{configuration.unreadable_file} could not be read"
-        yield Unknown(Layer.CONFIGURATION, "which keys are configured", because)
+        because = english("%(file)s could not be read", file=configuration.unreadable_file)
+        yield Unknown(Layer.CONFIGURATION, english("which keys are configured"), because)
         return
     for desired in configuration.desired:
         yield from _key(desired, letta)
@@ -57,7 +58,7 @@ def _problem(problem: ConfigurationProblem) -> Finding:
         subject=problem.subject,
         problem=problem.what,
         origin=problem.origin,
-        remedy=problem.remedy or f"Correct {problem.subject}, or remove it.",
+        remedy=problem.remedy or english("Correct %(subject)s, or remove it.", subject=problem.subject),
     )
 
 
@@ -118,10 +119,10 @@ def _remark(desired: Desired, remark: Remark) -> Finding:
         path=remark.path if remark.kind is RemarkKind.KEY_FILE_READABLE else None,
         quoted_path=shlex.quote(str(remark.path)),
         problem=remark.text,
-        remedy=desired.remedy or "Correct it.",
+        remedy=desired.remedy or english("Correct it."),
         variable=remark.variable,
         vendor=desired.vendor.title,
-        keys_page=f"; create one at {page}" if page else "",
+        keys_page=english("; create one at %(page)s", page=page) if page else "",
     )
 
 
@@ -184,21 +185,24 @@ def _vendor(desired: Desired, vendor: VendorEvidence, evidence: Evidence) -> Ite
         "vendor": title,
         "status": answer.status,
         "answer": answer.said,
-        "wait": "" if answer.retry_after is None else f" It asks to wait {answer.retry_after:g} s.",
+        "wait": ""
+        if answer.retry_after is None
+        else english(" It asks to wait %(seconds)s s.", seconds=format(answer.retry_after, "g")),
         "base_url": base_url,
         "base_url_variable": variable,
-        "place": variable or "base_url in isabella.toml",
+        "place": variable or english("base_url in isabella.toml"),
         "default_base_url": desired.vendor.base_url,
         "working_url": vendor.working_url,
         "variable": desired.key_source.split(" ", 1)[0],
         "key_source": desired.key_source,
-        "keys_page": f" (create it at {page})" if page else "",
+        "keys_page": english(" (create it at %(page)s)", page=page) if page else "",
         "sync": evidence.configuration.sync_command(desired.name),
     }
     reported = finding(code, *cases, provider=desired.name, evidence=tuple(observations), **values)
     yield reported
     if answer.takes_key is None:
-        yield Unknown(Layer.VENDOR, f"whether {title} accepts the key", reported.reason, desired.name)
+        what = english("whether %(vendor)s accepts the key", vendor=title)
+        yield Unknown(Layer.VENDOR, what, reported.reason, desired.name)
 
 
 def _vendor_code(vendor: VendorEvidence) -> tuple[str, list[str]]:

@@ -9,6 +9,7 @@ from isabella.doctor.findings import Finding, Outcome, PassedCheck, Unknown, fin
 from isabella.doctor.layers import Layer
 from isabella.providers.desired import Desired
 from isabella.providers.report import GatewayState
+from isabella.system.english import english
 
 
 def check_gateway(evidence: Evidence) -> Iterator[Outcome]:
@@ -20,8 +21,9 @@ def check_gateway(evidence: Evidence) -> Iterator[Outcome]:
         case GatewayState.DOWN:
             yield _down(gateway, evidence)
         case GatewayState.UNKNOWN:
-            because = gateway.status.reason or "it cannot be reached from here"
-            yield Unknown(Layer.GATEWAY, f"whether the gateway at {gateway.status.address} runs", because)
+            because = gateway.status.reason or english("it cannot be reached from here")
+            what = english("whether the gateway at %(address)s runs", address=gateway.status.address)
+            yield Unknown(Layer.GATEWAY, what, because)
         case GatewayState.RUNS:
             yield PassedCheck(Layer.GATEWAY, f"the gateway answers at {gateway.status.address}")
             yield from _configuration(gateway, evidence)
@@ -43,8 +45,8 @@ def _down(gateway: GatewayEvidence, evidence: Evidence) -> Finding:
 def _configuration(gateway: GatewayEvidence, evidence: Evidence) -> Iterator[Outcome]:
     """Yield the providers that the gateway has otherwise than the configuration."""
     if gateway.providers is None:
-        because = gateway.unread or "only its own machine can read that"
-        yield Unknown(Layer.GATEWAY, "which keys and base URLs the gateway has", because)
+        because = gateway.unread or english("only its own machine can read that")
+        yield Unknown(Layer.GATEWAY, english("which keys and base URLs the gateway has"), because)
         return
     different = [
         (desired, lines) for desired in evidence.configuration.usable if (lines := _differences(gateway, desired))

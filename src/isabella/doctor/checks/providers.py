@@ -14,6 +14,7 @@ from isabella.letta.releases import GENERIC, Capabilities
 from isabella.letta.store import StoredProvider
 from isabella.providers.desired import Desired
 from isabella.providers.plan import Action, plan
+from isabella.system.english import english
 from isabella.system.redaction import mask
 from isabella.system.urls import is_gateway_url, is_placeholder_url, same_address
 
@@ -28,8 +29,8 @@ def check_providers(evidence: Evidence) -> Iterator[Outcome]:
     for desired in evidence.configuration.desired:
         row = letta.row(desired.name)
         if desired.obstacle is not None and row is not None:
-            because = "no usable key is configured to compare it with"
-            yield Unknown(Layer.STORED, "whether Letta holds the right key", because, desired.name)
+            because = english("no usable key is configured to compare it with")
+            yield Unknown(Layer.STORED, english("whether Letta holds the right key"), because, desired.name)
         elif desired.configured and desired.obstacle is None:
             if not releases.supports_type(abilities.release, desired.type):
                 yield _type_unknown(desired, abilities)
@@ -50,7 +51,7 @@ def _type_unknown(desired: Desired, abilities: Capabilities) -> Finding:
         provider=desired.name,
         release=abilities.release,
         type=repr(desired.type),
-        place=variable or "type in isabella.toml",
+        place=variable or english("type in isabella.toml"),
         types=", ".join(releases.supported_types(abilities.release)),
         vendor=desired.vendor.title,
         default_type=desired.vendor.type,
@@ -151,11 +152,15 @@ def _key(
     code, cases, lines = "", [], []
     match reading.match:
         case KeyMatch.HIDDEN:
-            because = "LETTA_ENCRYPTION_KEY is not known here" if reading.sealed else "this server does not show keys"
-            yield Unknown(Layer.STORED, "whether Letta holds the right key", because, desired.name)
+            because = (
+                english("LETTA_ENCRYPTION_KEY is not known here")
+                if reading.sealed
+                else english("this server does not show keys")
+            )
+            yield Unknown(Layer.STORED, english("whether Letta holds the right key"), because, desired.name)
         case KeyMatch.UNREADABLE if _encrypted_by_letta(row, evidence.letta):
-            because = "it is encrypted with Letta's master key, not with the configured one"
-            yield Unknown(Layer.STORED, "which key Letta holds", because, desired.name)
+            because = english("it is encrypted with Letta's master key, not with the configured one")
+            yield Unknown(Layer.STORED, english("which key Letta holds"), because, desired.name)
         case KeyMatch.UNREADABLE:
             code, cases = "key-sealed-otherwise", [] if abilities.recreates else ["cannot-restore"]
             who = "Letta itself" if row.opens is False else "the configured master key"

@@ -21,6 +21,7 @@ from isabella.errors import (
 from isabella.letta import paths
 from isabella.letta.encryption import KeyMatch, looks_encrypted
 from isabella.letta.releases import Capabilities
+from isabella.system.english import english
 from isabella.system.urls import is_loopback
 
 
@@ -38,14 +39,14 @@ def check_server(evidence: Evidence) -> Iterator[Outcome]:
 def _unreachable(letta: LettaEvidence) -> Iterator[Outcome]:
     """Yield why Letta could not be examined, and what is unknown for that reason."""
     # Without an error the configuration has a finding: its file cannot be read, or its address is malformed.
-    because = "the configuration does not say which Letta to use"
+    because = english("the configuration does not say which Letta to use")
     if letta.error is not None:
         reported = _connection(letta.error, letta)
         because = reported.reason
         yield reported
-    yield Unknown(Layer.STORED, "which providers and keys Letta holds", because)
-    yield Unknown(Layer.USE, "which agents use the providers, and how", because)
-    yield Unknown(Layer.EXPOSURE, "whether Letta shows its keys", because)
+    yield Unknown(Layer.STORED, english("which providers and keys Letta holds"), because)
+    yield Unknown(Layer.USE, english("which agents use the providers, and how"), because)
+    yield Unknown(Layer.EXPOSURE, english("whether Letta shows its keys"), because)
 
 
 def _connection(error: IsabellaError, letta: LettaEvidence) -> Finding:
@@ -70,7 +71,7 @@ def _connection(error: IsabellaError, letta: LettaEvidence) -> Finding:
         *cases,
         evidence=(error.what,),
         problem=error.what,
-        remedy=error.remedy or "See the log of Letta.",
+        remedy=error.remedy or english("See the log of Letta."),
         letta_url=letta.base_url or "localhost",
         letta_variable="" if letta.embedded else "LETTA_BASE_URL",
     )
@@ -195,4 +196,8 @@ def _base_keys(letta: LettaEvidence) -> Iterator[Outcome]:
     # Letta keeps a base provider after its key is gone, so the environment is the better evidence.
     elif letta.base - {"letta"}:
         names = name_some(tuple(sorted(letta.base - {"letta"})))
-        yield finding("base-keys-in-letta", evidence=(f"base providers: {names}",), keys=f"the keys of {names}")
+        yield finding(
+            "base-keys-in-letta",
+            evidence=(f"base providers: {names}",),
+            keys=english("the keys of %(names)s", names=names),
+        )

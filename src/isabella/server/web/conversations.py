@@ -20,7 +20,7 @@ from isabella.server.event_log import Notifier
 from isabella.server.runtime import Runtime
 from isabella.server.web.languages import current
 from isabella.server.web.markdown import MarkdownStream
-from isabella.system.english import english
+from isabella.system.english import clause, english
 from isabella.system.redaction import redact
 from isabella.turns import events
 from isabella.turns.events import Ended, EndReason, ErrorCode, Event, Failover, TurnFailed
@@ -113,7 +113,7 @@ class Exchange:
             case events.Queued(ahead=ahead):
                 self.wait_reason = _waiting_for(ahead)
             case events.Held(reason=reason):
-                self.wait_reason = english("Waiting: %(reason)s.", reason=redact(reason).rstrip("."))
+                self.wait_reason = english("Waiting: %(reason)s.", reason=clause(redact(reason)))
             case events.VendorAsked(handle=handle):
                 self.handle = handle
             case Failover():

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
 
 from isabella.api import compare_providers, ensure_providers, verify_providers
+from isabella.doctor.findings import Diagnosis
 from isabella.doctor.run import DoctorOptions, run_doctor
 from isabella.errors import IsabellaError
 from isabella.providers.health import current_health
@@ -52,7 +52,7 @@ class Job:
     state: JobState = JobState.RUNNING
     step: str = ""
     report: Report | None = None  #: the result of plan, sync and verify
-    verdict: dict[str, Any] | None = None  #: the result of the doctor, as JSON
+    diagnosis: Diagnosis | None = None  #: the result of the doctor
     model_refresh: ModelRefresh | None = None
     error: IsabellaError | None = None
     seconds: float | None = None  #: its duration, once it has ended
@@ -174,7 +174,7 @@ class JobRunner:
                 self._step(job, english("Checking configuration, vendors, Letta, and agents"))
                 options = DoctorOptions(providers=job.only)
                 result = await run_doctor(settings=settings, connection=connection, options=options)
-                job.verdict = result.diagnosis.as_json()
+                job.diagnosis = result.diagnosis
                 for name, asked in result.evidence.vendors.items():
                     runtime.readiness.record_answer(name, asked.answer)
 

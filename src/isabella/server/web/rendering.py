@@ -21,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from isabella.agents.conversations import ConversationRecord
+from isabella.doctor.log_messages import scrub
 from isabella.errors import IsabellaError, NotReady
 from isabella.letta.conversations import DEFAULT
 from isabella.providers.health import Level, current_health, level_of, stored_level, vendor_level, vendor_words
@@ -159,6 +160,7 @@ def template_environment() -> Environment:
         "decimal": languages.decimal,
         "scale": format_scale,
         "say": languages.say,
+        "scrub": scrub,
         "word": languages.word,
         "conversation_name": conversation_name,
         "condition": lambda entry: current_health(entry).value,

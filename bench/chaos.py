@@ -60,6 +60,7 @@ class Turn:
     error: str = ""
     end: dict[str, Any] | None = None
     status: int = 200
+    failovers: list[str] = field(default_factory=list)
 
     @property
     def told(self) -> str:
@@ -119,9 +120,9 @@ class Outcome:
         return [turn for turn in self.turns if not turn.told]
 
     @property
-    def blamed(self) -> list[Turn]:
-        """The turns in which a vendor was blamed, although none had failed."""
-        return [turn for turn in self.turns if "failover" in turn.kinds]
+    def blamed(self) -> list[str]:
+        """What turns said of vendors that did not answer, although none had failed."""
+        return [f"{turn.word}: {failover}" for turn in self.turns for failover in turn.failovers]
 
 
 class Chaos:
@@ -190,6 +191,8 @@ class Chaos:
                         turn.kinds.append(kind)
                         if kind == "text":
                             turn.text += said["text"]
+                        elif kind == "failover":
+                            turn.failovers.append(f"{said['handle']} {said['code']}: {said['message']}")
                         elif kind == "error":
                             turn.error = f"{said['code']}: {said['message']}"
                         elif kind == "end":

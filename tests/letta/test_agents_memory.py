@@ -18,11 +18,11 @@ NO_PASSAGE = "passage-00000000-0000-4000-8000-000000000000"
 
 
 @pytest.fixture(scope="module")
-def served(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+def served(empty_letta: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
     """A backend whose agents have Mistral's vectors."""
     with (
         PracticeVendors() as vendors,
-        backend(letta_server, tmp_path_factory.mktemp("home"), vendors) as running,
+        backend(empty_letta, tmp_path_factory.mktemp("home"), vendors) as running,
     ):
         yield running
 

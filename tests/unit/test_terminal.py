@@ -129,7 +129,7 @@ def test_what_a_command_fails_with(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], evil: str
 ) -> None:
     """An error and its remedy, which quote Letta and vendors."""
-    monkeypatch.setattr("isabella.cli.app", lambda: _abort(evil))
+    monkeypatch.setattr("isabella.cli.for_command_line", lambda _arguments: lambda **_options: _abort(evil))
     with pytest.raises(SystemExit):
         main()
     printed = capsys.readouterr()
@@ -141,8 +141,8 @@ def test_a_traceback_is_clean() -> None:
     """What nobody foresaw is printed by Python itself, when the program is left."""
     program = (
         "import isabella.cli as cli\n"
-        "def broken(): raise ValueError('\\x1b]52;c;eA==\\x07\\x9b2J\\u202e')\n"
-        "cli.app = broken\ncli.main()\n"
+        "def broken(**options): raise ValueError('\\x1b]52;c;eA==\\x07\\x9b2J\\u202e')\n"
+        "cli.for_command_line = lambda arguments: broken\ncli.main()\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert "ValueError: \\u001b]52" in done.stderr

@@ -15,7 +15,7 @@ import anyio
 import pytest
 
 from isabella.agents.registry import BindingResult
-from isabella.errors import LettaBroken, LettaUnreachable
+from isabella.errors import DatabaseUnusable, LettaBroken, LettaUnreachable
 from isabella.letta.agents import AgentRow
 from isabella.letta.llm_config import Binding
 from isabella.locks.provider_lock import ProviderLock
@@ -636,3 +636,14 @@ async def test_a_failure_without_an_outage_is_told_at_once(stage: Stage, parts: 
     assert isinstance(events[-2], TurnFailed)
     assert events[-2].code is ErrorCode.LETTA_UNREACHABLE
     assert parts.starts == []
+
+
+async def test_a_database_of_locks_that_cannot_be_used_is_no_internal_error(stage: Stage) -> None:
+    """The turn tells what cannot be reached."""
+
+    async def unusable(_attempt: Attempt) -> AsyncGenerator[Event | None]:
+        raise DatabaseUnusable("The database is gone.")
+        yield None
+
+    (failed,) = [event for event in await stage.turn(unusable) if isinstance(event, TurnFailed)]
+    assert (failed.code, failed.message) == (ErrorCode.LETTA_UNREACHABLE, "The database is gone.")

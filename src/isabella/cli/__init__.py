@@ -149,7 +149,7 @@ def for_command_line(arguments: Sequence[str]) -> typer.Typer:
 
 
 def _without_commands(group: TyperInfo) -> TyperInfo:
-    empty, typer_of_group = copy(group), copy(group.typer_instance or typer.Typer())
+    empty, typer_of_group = copy(group), copy(group.typer_instance or commands())
     typer_of_group.registered_commands = []
     empty.typer_instance = typer_of_group
     return empty
@@ -160,7 +160,8 @@ def main() -> None:
     guard_output()
     set_message_format(as_json=False)
     try:
-        for_command_line(sys.argv[1:])()
+        # The name is in the audit log, too, and does not depend on how the program was started.
+        for_command_line(sys.argv[1:])(prog_name="isabella")
     except IsabellaError as error:
         if messages_are_json():
             print_message(error.what, level="error", remedy=error.remedy)

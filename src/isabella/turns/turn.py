@@ -77,6 +77,7 @@ _CODES = (
     (errors.MessageGone, ErrorCode.MESSAGE_GONE),
     (errors.ConversationUnknown, ErrorCode.CONVERSATION_UNKNOWN),
     (errors.LettaUnreachable, ErrorCode.LETTA_UNREACHABLE),
+    (errors.DatabaseUnusable, ErrorCode.LETTA_UNREACHABLE),
     (errors.LettaRefused, ErrorCode.LETTA_REFUSED),
     (errors.LettaBroken, ErrorCode.LETTA_FAILING),
 )
@@ -829,7 +830,8 @@ class Turn:
         Return whether the message is in the history.
         """
         known: set[str] = set()
-        lost = self._others_left > 0 and attempt.refusal is not None and attempt.refusal.code in _LOST
+        refusal = attempt.refusal
+        lost = self._others_left > 0 and refusal is not None and _may_have_lost_it(refusal)
         broken = attempt.reason is EndReason.BROKEN and (self._deps.supervisor is not None or lost)
         if lost:
             with suppress(LettaError):
@@ -900,6 +902,11 @@ def interrupted_turn(part: PartStatus) -> TurnFailed:
     return TurnFailed(
         code, part.reason, english("`GET /ready` says when it works again; then send the message again.")
     )
+
+
+def _may_have_lost_it(refusal: VendorRefusal) -> bool:
+    """Return whether Letta, or its database, may be away for a moment, and the message stored all the same."""
+    return refusal.code in _LOST or _may_be_of_an_outage(refusal)
 
 
 def _may_be_of_an_outage(refusal: VendorRefusal) -> bool:

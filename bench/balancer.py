@@ -22,7 +22,7 @@ class Balancer:
         self._healthy: set[int] = set()
         self._changed = asyncio.Event()
         self._connections: set[asyncio.Task[None]] = set()
-        self.port = 0  # where it listens, on loopback
+        self.port = 0  # the port of loopback that it listens on
 
     async def until(self, port: int, *, healthy: bool, seconds: float = 300.0) -> None:
         """Wait until a server is healthy, or is not."""

@@ -29,7 +29,7 @@ import psutil
 import psycopg
 
 from bench.backend import serving
-from bench.conversation import agent_id, client_of, write_agents
+from bench.conversation import client_of, history, how_it_ended, texts_of_user, write_agents
 from bench.gateway import home_with_releases
 from bench.operator import Operator
 from bench.results import Results
@@ -67,11 +67,9 @@ class Turn:
         """How it ended, in a word or two; empty if it ended in no answer and no truthful event."""
         if self.status != 200:
             return f"refused ({self.error})" if self.error else ""
-        if self.end is None or self.kinds[-1] != "end" or self.kinds.count("end") != 1:
+        if self.kinds[-1:] != ["end"] or self.kinds.count("end") != 1:
             return ""
-        if self.end["reason"] == "completed":
-            return "completed" if self.word in self.text else ""
-        return f"{self.end['reason']} ({self.error})" if self.error else ""
+        return how_it_ended(self.end, self.word, self.text, self.error)
 
 
 @dataclass(frozen=True)
@@ -209,7 +207,7 @@ class Chaos:
         headers = {"Authorization": f"Bearer {letta.password.get_secret_value()}"}
         async with httpx.AsyncClient(base_url=letta.base_url, headers=headers, timeout=120) as direct:
             for name in NAMES:
-                heard = await _history(direct, name)
+                heard = texts_of_user(await history(direct, name))
                 for turn in self.outcome.turns:
                     if turn.agent == name and turn.end is not None:
                         stored = any(turn.word in text for text in heard)
@@ -354,20 +352,6 @@ async def _wake(pid: int, seconds: float) -> None:
     # It may have been replaced meanwhile.
     if psutil.pid_exists(pid):
         os.kill(pid, signal.SIGCONT)
-
-
-async def _history(letta: httpx.AsyncClient, name: str) -> list[str]:
-    """Return what was said to an agent."""
-    agent = await agent_id(letta, name)
-    heard: list[str] = []
-    after: str | None = None
-    while True:
-        query = {"limit": "200", "order": "asc", **({} if after is None else {"after": after})}
-        rows = (await letta.get(f"/v1/agents/{agent}/messages", params=query)).raise_for_status().json()
-        if not rows or rows[-1]["id"] == after:
-            return heard
-        after = rows[-1]["id"]
-        heard += [str(row.get("content")) for row in rows if row["message_type"] == "user_message"]
 
 
 def planned(deaths: int, *, seed: int = 1) -> list[Death]:

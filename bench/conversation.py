@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,6 +89,41 @@ async def client_of(address: str) -> AsyncIterator[httpx.AsyncClient]:
     headers = {"Authorization": f"Bearer {TOKEN}"}
     async with httpx.AsyncClient(base_url=address, headers=headers, timeout=120, trust_env=False) as client:
         yield client
+
+
+async def history(letta: httpx.AsyncClient, name: str) -> list[dict[str, Any]]:
+    """Return the whole history of an agent at Letta, oldest first."""
+    agent = await agent_id(letta, name)
+    found: list[dict[str, Any]] = []
+    after: str | None = None
+    while True:
+        query = {"limit": "200", "order": "asc", **({} if after is None else {"after": after})}
+        rows = (await letta.get(f"/v1/agents/{agent}/messages", params=query)).raise_for_status().json()
+        if not rows or rows[-1]["id"] == after:
+            return found
+        after = rows[-1]["id"]
+        found += rows
+
+
+def texts_of_user(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the texts of the user's messages in a history."""
+    return [str(row.get("content")) for row in rows if row["message_type"] == "user_message"]
+
+
+def how_it_ended(end: Mapping[str, Any] | None, word: str, text: str, error: str) -> str:
+    """Return in a word or two how a turn ended; empty if in neither an answer nor an event that says why.
+
+    Args:
+        end: its last event.
+        word: the word that the user has sent, which the whole answer repeats.
+        text: its answer.
+        error: its error, as code and message.
+    """
+    if end is None:
+        return ""
+    if end["reason"] == "completed":
+        return "completed" if word in text else ""
+    return f"{end['reason']} ({error})" if error else ""
 
 
 async def events(backend: httpx.AsyncClient, agent: str) -> AsyncGenerator[tuple[str, dict[str, Any]]]:

@@ -30,7 +30,7 @@ import psutil
 
 from bench.backend import TOKEN, vendor_variables
 from bench.balancer import Balancer, balancing
-from bench.conversation import HANDLES, agent_id, defined
+from bench.conversation import HANDLES, defined, history, how_it_ended, texts_of_user
 from bench.own_postgres import OperatorsPostgres, operators_postgres
 from bench.results import Results
 from bench.setup import Servers
@@ -62,11 +62,7 @@ class Turn:
     @property
     def told(self) -> str:
         """How it ended, in a word or two; empty if in neither an answer nor an event that says why."""
-        if self.end is None:
-            return ""
-        if self.end["reason"] == "completed":
-            return "completed" if self.word in self.text else ""
-        return f"{self.end['reason']} ({self.error})" if self.error else ""
+        return how_it_ended(self.end, self.word, self.text, self.error)
 
 
 @dataclass(frozen=True)
@@ -106,7 +102,7 @@ class Process:
         command: its arguments, of which none is a secret.
         environment: its whole environment.
         folder: its home.
-        port: where it listens.
+        port: the port that it listens on.
         balancer: what tells when it is healthy.
     """
 
@@ -316,8 +312,8 @@ class Replicas:
         base_url = f"http://127.0.0.1:{process.port}"
         async with httpx.AsyncClient(base_url=base_url, headers=headers, timeout=120, trust_env=False) as letta:
             for name in NAMES:
-                rows = await _history(letta, name)
-                heard = [str(row.get("content")) for row in rows if row["message_type"] == "user_message"]
+                rows = await history(letta, name)
+                heard = texts_of_user(rows)
                 self._compare(name, heard)
                 self.outcome.overlaps += interleaved(name, rows)
         for name in NAMES:
@@ -358,20 +354,6 @@ def interleaved(agent: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     runs = [row.get("run_id") for row in sorted(rows, key=lambda row: str(row.get("date")))]
     order = [run for before, run in zip([None, *runs], runs, strict=False) if run is not None and run != before]
     return [f"{agent}: {run}" for run, times in Counter(order).items() if times > 1]
-
-
-async def _history(letta: httpx.AsyncClient, name: str) -> list[dict[str, Any]]:
-    """Return the history of an agent."""
-    agent = await agent_id(letta, name)
-    found: list[dict[str, Any]] = []
-    after: str | None = None
-    while True:
-        query = {"limit": "200", "order": "asc", **({} if after is None else {"after": after})}
-        rows = (await letta.get(f"/v1/agents/{agent}/messages", params=query)).raise_for_status().json()
-        if not rows or rows[-1]["id"] == after:
-            return found
-        after = rows[-1]["id"]
-        found += rows
 
 
 @asynccontextmanager

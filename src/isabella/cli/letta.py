@@ -202,7 +202,7 @@ def logs(
     if postgres and current.own_postgres is not None:
         raise EmbeddedError(
             f"Letta's database is in a Postgres of your own, at {current.own_postgres}.",
-            remedy="Read the log of that Postgres, where it runs.",
+            remedy="Read the log that this Postgres writes.",
         )
     if path is None or not (path.exists() or follow):
         raise EmbeddedError(

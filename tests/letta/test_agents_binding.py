@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 import httpx2 as httpx
+import psycopg
 import pytest
 from pydantic import SecretStr
 
@@ -173,3 +174,29 @@ def test_an_agent_in_the_database_is_the_one_that_letta_returns(bench: Bench, le
     with pytest.raises(LettaRefused) as refused:
         anyio.run(read)
     assert refused.value.status == 404
+
+
+def test_the_active_runs_in_the_database_are_those_that_letta_lists(bench: Bench, letta_server: Letta) -> None:
+    """None of an agent whose turn is over; its run, if it is under way or was left so."""
+    provider = bench.register("cerebras", "cerebras")
+    agent = bench.agent(Binding(provider["name"], "gpt-oss-120b", provider["base_url"], 65_536))
+    bench.say(agent, "Hello.").raise_for_status()
+
+    async def read(database_url: SecretStr | None) -> list[str]:
+        async with LettaClient(
+            LettaHttp(letta_server.base_url, password=letta_server.password), database_url
+        ) as letta:
+            return await letta.messages.active_runs_of(agent)
+
+    def both() -> tuple[list[str], list[str]]:
+        return anyio.run(read, letta_server.database_url), anyio.run(read, None)
+
+    assert both() == ([], [])
+    with psycopg.connect(letta_server.database_url.get_secret_value(), autocommit=True) as database:
+        for status in ("created", "running"):
+            (run,) = database.execute(
+                "UPDATE runs SET status = %s WHERE agent_id = %s RETURNING id", (status, agent)
+            ).fetchone() or ("",)
+            assert both() == ([run], [run])
+        database.execute("UPDATE runs SET status = 'completed' WHERE agent_id = %s", (agent,))
+    assert both() == ([], [])

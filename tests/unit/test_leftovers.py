@@ -27,10 +27,10 @@ class Runs:
         self.done: list[str] = []
         self.messages = self
 
-    async def active_runs(self, agent_id: str) -> list[dict[str, Any]]:
+    async def active_runs_of(self, agent_id: str) -> list[str]:
         assert agent_id == "agent-1"
         now = self.active.pop(0) if len(self.active) > 1 else self.active[0]
-        return [{"id": run} for run in now]
+        return [*now]
 
     async def cancel(self, agent_id: str, run_id: str) -> None:
         self.done.append(f"{CANCELLED} {run_id}")

@@ -8,10 +8,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import structlog
 from pydantic import SecretStr
 
 from isabella.config.settings import Settings
-from isabella.errors import LettaRefused
+from isabella.errors import ConfigurationError, LettaRefused
 from isabella.letta import paths
 from isabella.letta.agents import Agents
 from isabella.letta.conversations import Conversations
@@ -21,8 +22,14 @@ from isabella.letta.providers import LettaProviders
 from isabella.locks.postgres import SharedSession
 from isabella.system.peers import Peer
 
+log = structlog.get_logger()
+
 _MESSAGES_OF_RUN = 200  # more than one run stores
 _ACTIVE_RUNS = 1000
+_ACTIVE_OF_AGENT = """
+SELECT coalesce(array_agg(id), '{}') FROM runs
+WHERE agent_id = %s AND status IN ('created', 'running') AND NOT is_deleted
+"""
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ class LettaClient:
         self.agents = Agents(http, self._database)
         self.blocks = Blocks(http)
         self.conversations = Conversations(http, database_url)
-        self.messages = Messages(http)
+        self.messages = Messages(http, self._database)
         self.passages = Passages(http)
         self.providers = LettaProviders(http)
 
@@ -102,10 +109,11 @@ class LettaClient:
 
 
 class Messages:
-    """The messages of agents. Every method raises `LettaError`."""
+    """The messages of agents, and their runs. Every method raises `LettaError`."""
 
-    def __init__(self, http: LettaHttp) -> None:
+    def __init__(self, http: LettaHttp, database: SharedSession | None = None) -> None:
         self._http = http
+        self._database = database
 
     async def page(self, agent_id: str, *, limit: int, order: str, **options: Any) -> list[dict[str, Any]]:
         """Return messages of an agent, oldest first. One message may be several rows with the same id.
@@ -124,9 +132,21 @@ class Messages:
         """Return what Letta has stored of a run."""
         return await self._http.rows(f"{paths.RUNS}{run_id}/messages", limit=_MESSAGES_OF_RUN)
 
-    async def active_runs(self, agent_id: str | None = None) -> list[dict[str, Any]]:
-        """Return the runs that are under way, of all agents or of one."""
-        return await self._http.rows(paths.RUNS, agent_id=agent_id, active=True, limit=_ACTIVE_RUNS)
+    async def active_runs(self) -> list[dict[str, Any]]:
+        """Return the runs that are under way, of all agents."""
+        return await self._http.rows(paths.RUNS, active=True, limit=_ACTIVE_RUNS)
+
+    async def active_runs_of(self, agent_id: str) -> list[str]:
+        """Return the ids of an agent's runs that are under way, from Letta's Postgres if that is known."""
+        if self._database is not None:
+            try:
+                found = await self._database.fetch(_ACTIVE_OF_AGENT, (agent_id,))
+            except ConfigurationError as error:
+                log.info("runs not read from the database", agent=agent_id, error=error.what)
+            else:
+                return [] if found is None else list(found[0])
+        runs = await self._http.rows(paths.RUNS, agent_id=agent_id, active=True, limit=_ACTIVE_RUNS)
+        return [str(run["id"]) for run in runs]
 
     async def latest_runs(self, agent_id: str, limit: int) -> list[dict[str, Any]]:
         """Return the latest runs of an agent, the newest first."""

@@ -44,7 +44,7 @@ async def end_runs(
     `on_wait` is called if there are any; `end_calls` ends their requests at the vendor. Raises `LettaError`.
     """
     deadline = time.monotonic() + wait
-    while runs := await letta.messages.active_runs(agent_id):
+    while runs := await letta.messages.active_runs_of(agent_id):
         if time.monotonic() >= deadline:
             break
         if on_wait is not None:
@@ -53,8 +53,7 @@ async def end_runs(
         await anyio.sleep(_LOOK_EVERY)
     if not runs:
         return
-    for run in runs:
-        id = str(run.get("id"))
+    for id in runs:
         log.warning("run ended", agent=agent_id, run=id, sentence=f"The run {id} of an earlier turn was cancelled.")
         try:
             await letta.messages.cancel(agent_id, id)

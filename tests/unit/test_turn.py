@@ -638,6 +638,36 @@ async def test_a_failure_without_an_outage_is_told_at_once(stage: Stage, parts: 
     assert parts.starts == []
 
 
+async def stumble(attempt: Attempt) -> AsyncGenerator[Event | None]:
+    """An attempt on which Letta fails although every part runs, as after the end of a session of Postgres."""
+    yield None
+    attempt.run_id = "run-1"
+    attempt.refusal = VendorRefusal(ErrorCode.VENDOR_FAILING, "Letta stumbled")
+
+
+@pytest.mark.parametrize("times", [1, 3, 4])
+async def test_a_failure_of_letta_alone_is_tried_again(stage: Stage, parts: MadeParts, times: int) -> None:
+    """At the same vendor, which is not to blame, three times; then the next one is asked."""
+    stage.gateway = SimpleNamespace(end_calls=None, last_outcome=_nothing)
+    events = await stage.turn(*[stumble] * times, answer(), handles=(REALLY.handle,))
+    failovers = [(event.handle, event.code) for event in events if isinstance(event, Failover)]
+    assert failovers == [(THOUGHT.handle, ErrorCode.LETTA_FAILING)] * (times > 3)
+    assert end(events).handle == (REALLY if times > 3 else THOUGHT).handle
+    assert stage.breaker.states() == {}
+    assert parts.starts == []
+
+
+async def test_a_message_that_letta_has_stored_before_it_failed_is_not_tried_again(
+    stage: Stage, parts: MadeParts
+) -> None:
+    """It would be in the history twice."""
+    stage.gateway = SimpleNamespace(end_calls=None, last_outcome=_nothing)
+    stage.stored = True
+    events = await stage.turn(stumble)
+    assert told(events) == [THOUGHT.handle]
+    assert end(events).reason is EndReason.FAILED
+
+
 async def test_a_database_of_locks_that_cannot_be_used_is_no_internal_error(stage: Stage) -> None:
     """The turn tells what cannot be reached."""
 

@@ -534,7 +534,23 @@ class Turn:
                 # Letta may go on with it.
                 await self._end_runs(0.0)
                 self._stored = await self._is_stored(attempt.run_id)
-            return await self._refused(candidate, attempt, attempt.refusal, since)
+            refusal = await self._true_refusal(attempt.refusal, since)
+            if await self._was_lettas_stumble(attempt, refusal):
+                continue
+            return await self._refused(candidate, attempt, refusal)
+
+    async def _was_lettas_stumble(self, attempt: Attempt, refusal: VendorRefusal) -> bool:
+        """Return whether to send the message again because Letta failed by itself, and nothing of it is stored.
+
+        Its database may have been away for so short a time that nobody has seen it. No vendor is to blame for that.
+        """
+        return (
+            refusal.code is ErrorCode.LETTA_FAILING
+            and refusal.status is None
+            and attempt.reason is None
+            and not await self._is_stored(attempt.run_id)
+            and await self._may_recover()
+        )
 
     @asynccontextmanager
     async def _traced(self, candidate: Candidate) -> AsyncIterator[tracing.NoSpan]:
@@ -638,11 +654,8 @@ class Turn:
         # The part that was away may be away again.
         return await self._repeatedly(partial(partial_history.is_stored, self._deps.letta, run_id))
 
-    async def _refused(
-        self, candidate: Candidate, attempt: Attempt, reported: VendorRefusal, since: float
-    ) -> VendorRefusal | None:
+    async def _refused(self, candidate: Candidate, attempt: Attempt, refusal: VendorRefusal) -> VendorRefusal | None:
         """Record a refusal. Return it if another vendor may be asked; None if the turn is over."""
-        refusal = await self._true_refusal(reported, since)
         asked = self._asked or candidate
         pause = self._record_refusal(asked.provider, refusal)
         if attempt.reason is not None:

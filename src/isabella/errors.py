@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Self
-
 
 class IsabellaError(Exception):
     """The base of all errors: `what` happened and where, in one sentence without a key, and the `remedy` if known."""
@@ -31,11 +29,6 @@ class FileUnreadable(ConfigurationError):
     def __init__(self, what: str, *, reason: str = "", remedy: str | None = None) -> None:
         super().__init__(what, remedy=remedy)
         self.reason = reason
-
-    @classmethod
-    def of(cls, path: object, reason: str, *, remedy: str) -> Self:
-        """Return the error for a file."""
-        return cls(f"{path}: cannot be read: {reason}.", reason=reason, remedy=remedy)
 
 
 class FileAbsent(FileUnreadable):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import re
 from collections import Counter
@@ -18,9 +19,11 @@ from pydantic import SecretStr
 from starlette.requests import HTTPConnection
 from starlette.testclient import TestClient
 
+from isabella.config.settings import load_settings
 from isabella.config.vendors import known_vendors
 from isabella.doctor.findings import finding
-from isabella.providers.desired import Desired
+from isabella.errors import ConfigurationError
+from isabella.providers.desired import Desired, desired_providers
 from isabella.providers.health import headline
 from isabella.providers.plan import Action, PlannedChange, ProviderState, predict_change
 from isabella.providers.report import Report
@@ -30,7 +33,8 @@ from isabella.server.runtime import Runtime
 from isabella.server.static_files import STATIC_FILES
 from isabella.server.web.languages import ENGLISH, GERMAN, LANGUAGES, language_of, preferred, say, speaking
 from isabella.server.web.rendering import format_duration, format_time, template_environment
-from isabella.system.english import english, joined
+from isabella.system.english import english, joined, packed, unpacked
+from isabella.system.redaction import remember
 from isabella.turns.events import ErrorCode
 from isabella.turns.stream import VendorRefusal
 from isabella.turns.turn import unanswered_turn
@@ -302,6 +306,47 @@ def test_reasons_of_the_core_in_german() -> None:
         assert say(error.message) == "Der Anbieter antwortet nicht: 401: Wrong API Key"
         assert say(error.remedy or "").startswith("Den Schlüssel ersetzen")
         assert [say(reason) for reason in readiness.reasons] == ["cerebras: Letta hat einen anderen Schlüssel."]
+
+
+@pytest.mark.parametrize(
+    ("env", "toml", "reason"),
+    [
+        (
+            "ISABELLA_REFRESH_AT=25:00",
+            "",
+            "ISABELLA_REFRESH_AT ({env}, Zeile 1): es muss eine Ortszeit wie 03:30 sein, oder leer für nie",
+        ),
+        ("\nGROQ_API_KEY", "", "{env}, Zeile 2: Nach GROQ_API_KEY steht kein „=“."),
+        (
+            "",
+            '[[providers]]\nname = "a/b"\nbase_url = "http://x"\n',
+            "{toml}, [[providers]] in Zeile 1: name: ein Name darf keinen Schrägstrich haben: "
+            "Modelle heißen NAME/MODELL (Fakt P10).",
+        ),
+        ("", "x = 1", "{toml}, Zeile 1: unbekannter Eintrag 'x'."),
+        ("ISABELLA_CONFIG_FILE=/", "", "/: kann nicht gelesen werden: es ist ein Verzeichnis, keine Datei."),
+    ],
+)
+def test_why_a_configuration_is_refused_in_german(tmp_path: Path, env: str, toml: str, reason: str) -> None:
+    """A page shows it as a notice when a file has been changed."""
+    files = {"env": tmp_path / ".env", "toml": tmp_path / "isabella.toml"}
+    files["env"].write_text(env or f"ISABELLA_CONFIG_FILE={files['toml']}")
+    files["toml"].write_text(toml)
+    with pytest.raises(ConfigurationError) as refused:
+        desired_providers(load_settings(files["env"], {}))
+    with speaking(GERMAN):
+        assert say(refused.value.what) == reason.format(**files)
+
+
+def test_a_text_of_another_process_stays_translatable() -> None:
+    """The program that asks the keyring prints JSON; what it quotes is masked."""
+    remember("gsk_unpacked000000000000001")
+    inner = english("the desktop's keyring")
+    text = english("%(keyring)s failed (%(why)s)", keyring=inner, why="gsk_unpacked000000000000001")
+    came = unpacked(json.loads(json.dumps(packed(text))))
+    assert came == "the desktop's keyring failed (gsk_…0001)"
+    with speaking(GERMAN):
+        assert say(came) == "der Schlüsselbund des Desktops ist gescheitert (gsk_…0001)"
 
 
 def test_numbers_and_times() -> None:

@@ -86,7 +86,8 @@ def load_definitions(settings: Settings) -> tuple[AgentDefinition, ...]:
     try:
         text = files.read(path).text
     except FileAbsent as error:
-        raise FileAbsent.of(path, error.reason, remedy="Correct ISABELLA_AGENTS_FILE, or unset it.") from None
+        remedy = "Correct ISABELLA_AGENTS_FILE, or unset it."
+        raise files.unreadable(path, error.reason, remedy=remedy, kind=FileAbsent) from None
     return parse(text, str(path))
 
 

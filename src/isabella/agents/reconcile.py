@@ -22,6 +22,7 @@ from isabella.errors import AgentError, IsabellaError, LettaUnreachable
 from isabella.letta.agents import TAGS
 from isabella.letta.llm_config import Binding, answer_limit, creation_fields
 from isabella.system import audit
+from isabella.system.english import english
 
 
 class EnsureOutcome(StrEnum):
@@ -193,7 +194,13 @@ class _Ensure:
             return {}
         other = self._record_of(definition.reflects_on)
         if other is None or other.definition is None:
-            raise AgentError(f"{definition.name} reflects on {definition.reflects_on}, which is not there.")
+            raise AgentError(
+                english(
+                    "%(name)s reflects on %(other)s, which is not there.",
+                    name=definition.name,
+                    other=definition.reflects_on,
+                )
+            )
         labels = other.definition.shared_labels
         return {label: id for label, id in other.blocks.items() if label in labels}
 
@@ -296,8 +303,8 @@ async def tool_ids(registry: AgentRegistry, names: Sequence[str]) -> dict[str, s
     missing = [name for name in names if name not in ids]
     if missing:
         raise AgentError(
-            f"Letta has no tool {missing[0]!r}.",
-            remedy=f"Remove it from the agents' file. Letta has: {', '.join(sorted(ids))}.",
+            english("Letta has no tool %(name)s.", name=repr(missing[0])),
+            remedy=english("Remove it from the agents' file. Letta has: %(names)s.", names=", ".join(sorted(ids))),
         )
     return {name: ids[name] for name in names}
 

@@ -10,10 +10,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from isabella.config.quirks import Quirks
-from isabella.config.settings import http_address
+from isabella.config.settings import http_address, what_is_wrong
 from isabella.config.vendors import Vendor, known_vendors, usual_vendors
 from isabella.errors import ConfigurationError, FileAbsent
 from isabella.system import files
+from isabella.system.english import english, joined
 from isabella.system.redaction import KNOWN_PREFIXES
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
@@ -46,16 +47,18 @@ class _Declaration(BaseModel):
     def _is_no_key(cls, value: str | None) -> str | None:
         # Some keys have the form of a variable name, and variable names are shown.
         if value is not None and value.startswith(KNOWN_PREFIXES):
-            raise ValueError("it has to name the variable that holds the key; this file must not hold a key")
+            raise ValueError(english("it has to name the variable that holds the key; this file must not hold a key"))
         return value
 
     @field_validator("name")
     @classmethod
     def _is_name(cls, value: str) -> str:
         if "/" in value:
-            raise ValueError("a name must not have a slash: model handles are NAME/MODEL (fact P10)")
+            raise ValueError(english("a name must not have a slash: model handles are NAME/MODEL (fact P10)"))
         if not re.fullmatch(_NAME, value):
-            raise ValueError("a name begins with a letter or digit and holds letters, digits, '.', '_' and '-'")
+            raise ValueError(
+                english("a name begins with a letter or digit and holds letters, digits, '.', '_' and '-'")
+            )
         return value
 
 
@@ -85,16 +88,16 @@ def declared_vendors(path: Path) -> tuple[Vendor, ...]:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         what = str(error).replace("at end of document", f"at line {len(text.splitlines()) or 1}, the last one")
-        raise ConfigurationError(f"{path}: not valid TOML: {what}.") from None
+        raise ConfigurationError(english("%(path)s: not valid TOML: %(what)s.", path=path, what=what)) from None
     entries = document.pop("providers", [])
     if document:
         unknown = next(iter(document))
-        remedy = "The file holds [[providers]] tables only."
-        raise _malformed(path, _line_of(text, unknown), f"unknown entry {unknown!r}", remedy)
+        remedy = english("The file holds [[providers]] tables only.")
+        raise _malformed(path, _line_of(text, unknown), english("unknown entry %(name)s", name=repr(unknown)), remedy)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        remedy = "Begin each with [[providers]]."
-        raise _malformed(path, _line_of(text, "providers"), "providers have to be tables", remedy)
-    taken = {vendor.provider: "the catalog" for vendor in usual_vendors()}
+        remedy = english("Begin each with [[providers]].")
+        raise _malformed(path, _line_of(text, "providers"), english("providers have to be tables"), remedy)
+    taken = {vendor.provider: english("the catalog") for vendor in usual_vendors()}
     vendors = []
     header = re.compile(r"\s*\[\[\s*providers\s*\]\]")
     lines = [n for n, line in enumerate(text.splitlines(), 1) if header.match(line)]
@@ -102,21 +105,30 @@ def declared_vendors(path: Path) -> tuple[Vendor, ...]:
         line = lines[index] if index < len(lines) else _line_of(text, "providers")
         vendor = _vendor(path, line, entry)
         if vendor.provider in taken:
-            what = f"the name {vendor.provider!r} is taken by {taken[vendor.provider]}"
-            raise _malformed(path, line, what, "Give the provider another name.")
-        taken[vendor.provider] = f"the table in line {line}"
+            what = english(
+                "the name %(name)s is taken by %(whom)s", name=repr(vendor.provider), whom=taken[vendor.provider]
+            )
+            raise _malformed(path, line, what, english("Give the provider another name."))
+        taken[vendor.provider] = english("the table in line %(line)s", line=str(line))
         vendors.append(vendor)
     return tuple(vendors)
 
 
 def _vendor(path: Path, line: int, entry: dict[str, Any]) -> Vendor:
     if "api_key" in entry or "key" in entry:
-        remedy = 'Put it into .env, and name its variable here: api_key_env = "NAME_API_KEY".'
-        raise _malformed(path, line, "this file must not hold a key", remedy)
+        remedy = english("Put it into .env, and name its variable here: api_key_env = 'NAME_API_KEY'.")
+        raise _malformed(path, line, english("this file must not hold a key"), remedy)
     try:
         return _of(_Declaration.model_validate(entry))
     except ValidationError as error:
-        raise ConfigurationError(f"{path}, [[providers]] in line {line}: {_problem(error)}.") from None
+        raise ConfigurationError(
+            english(
+                "%(path)s, [[providers]] in line %(line)s: %(what)s.",
+                path=path,
+                line=str(line),
+                what=_problem(error),
+            )
+        ) from None
 
 
 def custom_vendor(path: Path, *, name: str, base_url: str) -> Vendor:
@@ -135,7 +147,7 @@ def _problem(error: ValidationError) -> str:
     problem = error.errors(include_input=False, include_url=False)[0]
     depth = 2 if problem["loc"][0] == "quirks" else 1
     where = ".".join(str(part) for part in problem["loc"][:depth])
-    return f"{where}: {problem['msg'].removeprefix('Value error, ')}"
+    return joined([where, what_is_wrong(problem)], ": ")
 
 
 def _of(declared: _Declaration) -> Vendor:
@@ -154,7 +166,8 @@ def _of(declared: _Declaration) -> Vendor:
 
 
 def _malformed(path: Path, line: int, what: str, remedy: str) -> ConfigurationError:
-    return ConfigurationError(f"{path}, line {line}: {what}.", remedy=remedy)
+    what = english("%(path)s, line %(line)s: %(what)s.", path=path, line=str(line), what=what)
+    return ConfigurationError(what, remedy=remedy)
 
 
 def _line_of(text: str, name: str) -> int:

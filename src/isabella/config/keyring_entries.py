@@ -13,8 +13,8 @@ from typing import Any
 
 from isabella.config.key_commands import SECONDS, Failed, TimedOut, output
 from isabella.config.keyring_program import DIAGNOSE, UNLOCK
-from isabella.system.english import english
-from isabella.system.redaction import redact, remember
+from isabella.system.english import english, unpacked
+from isabella.system.redaction import remember
 
 _STORING_SECONDS = 120.0  # a person may have to type the password of the keyring
 _PROGRAM = [sys.executable, "-P", "-m", "isabella.config.keyring_program"]
@@ -50,7 +50,9 @@ class KeyringEntry:
     def _ask(self, request: dict[str, str], seconds: float) -> dict[str, Any]:
         request = {"service": self.service, "username": self.username, **request}
         try:
-            printed = output(_PROGRAM, name="the keyring", given=json.dumps(request).encode(), seconds=seconds)
+            printed = output(
+                _PROGRAM, name=english("the keyring"), given=json.dumps(request).encode(), seconds=seconds
+            )
         except TimedOut:
             reason = english(
                 "the keyring has not answered within %(seconds)s s; it may be locked and wait for its password",
@@ -61,5 +63,5 @@ class KeyringEntry:
             raise Failed(failed.reason, DIAGNOSE) from None
         answer: dict[str, Any] = json.loads(printed)
         if "failure" in answer:
-            raise Failed(redact(answer["failure"]), answer["remedy"])
+            raise Failed(unpacked(answer["failure"]), unpacked(answer["remedy"]))
         return answer

@@ -1,7 +1,7 @@
 """The process that reads or stores an entry of the keyring: `python -m isabella.config.keyring_program`.
 
 It gets a JSON object with `service`, `username` and, to store it, `key`; and prints one with `keyring` and `key`, or
-with `failure`, the end of a sentence, and `remedy`.
+with `failure`, the end of a sentence, and `remedy`, both packed.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import sys
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING
 
+from isabella.system.english import english, packed
+
 if TYPE_CHECKING:
     from keyring.backend import KeyringBackend
 
-UNLOCK = "Unlock the keyring in your desktop session; Isabella asks it again by itself."
-DIAGNOSE = "Check it with `keyring diagnose`."
+UNLOCK = english("Unlock the keyring in your desktop session; Isabella asks it again by itself.")
+DIAGNOSE = english("Check it with `keyring diagnose`.")
 _LONGEST = 200
 
 
@@ -32,43 +34,56 @@ def main() -> None:
         try:
             answer = _answer(request["service"], request["username"], request.get("key"))
         except _Failure as failure:
-            answer = dict(zip(("failure", "remedy"), failure.args, strict=True))
+            answer = dict(zip(("failure", "remedy"), map(packed, failure.args), strict=True))
     json.dump(answer, sys.stdout)
 
 
-def _answer(service: str, username: str, key: str | None) -> dict[str, str]:
+def _answer(service: str, username: str, key: str | None) -> dict[str, object]:
     try:
         import keyring
         from keyring import errors
     except ModuleNotFoundError as error:
-        raise _Failure(f"the package {error.name} is not installed", "Run: pip install 'isabella[keyring]'") from None
+        raise _Failure(
+            english("the package %(name)s is not installed", name=error.name),
+            english("Run: %(command)s", command="pip install 'isabella[keyring]'"),
+        ) from None
     try:
         backend = keyring.get_keyring()
     except Exception as error:  # noqa: BLE001 - a backend is any code that the user has named
-        remedy = "Correct PYTHON_KEYRING_BACKEND or keyringrc.cfg; `keyring diagnose` names that file."
-        raise _Failure(f"its backend cannot be loaded ({_shown(error)})", remedy) from None
+        remedy = english("Correct PYTHON_KEYRING_BACKEND or keyringrc.cfg; `keyring diagnose` names that file.")
+        raise _Failure(english("its backend cannot be loaded (%(why)s)", why=_shown(error)), remedy) from None
     try:
         if key is not None:
             backend.set_password(service, username, key)
         found = backend.get_password(service, username)
     except errors.NoKeyringError:
-        remedy = "Start GNOME Keyring, KWallet or another Secret Service, or keep the key in a file or a vault."
-        raise _Failure("this machine has no keyring that a program can use here", remedy) from None
+        remedy = english(
+            "Start GNOME Keyring, KWallet or another Secret Service, or keep the key in a file or a vault."
+        )
+        raise _Failure(english("this machine has no keyring that a program can use here"), remedy) from None
     except (errors.KeyringLocked, errors.InitError, EOFError) as error:
-        raise _Failure(f"the keyring is locked, and nobody has unlocked it ({_shown(error)})", UNLOCK) from None
+        why = english("the keyring is locked, and nobody has unlocked it (%(why)s)", why=_shown(error))
+        raise _Failure(why, UNLOCK) from None
     except Exception as error:  # noqa: BLE001 - as above
-        raise _Failure(f"{_name(backend)} failed ({_shown(error)})", DIAGNOSE) from None
+        why = english("%(keyring)s failed (%(why)s)", keyring=_name(backend), why=_shown(error))
+        raise _Failure(why, DIAGNOSE) from None
     if found is None:
-        remedy = f"Store it: {shlex.join(['keyring', 'set', service, username])}"
-        raise _Failure(f"{_name(backend)} has no entry of service {service!r} and user name {username!r}", remedy)
+        remedy = english("Store it: %(command)s", command=shlex.join(["keyring", "set", service, username]))
+        why = english(
+            "%(keyring)s has no entry of service %(service)s and user name %(username)s",
+            keyring=_name(backend),
+            service=repr(service),
+            username=repr(username),
+        )
+        raise _Failure(why, remedy)
     if key is not None and found != key:
-        raise _Failure(f"{_name(backend)} gives another key than was stored", DIAGNOSE)
+        raise _Failure(english("%(keyring)s gives another key than was stored", keyring=_name(backend)), DIAGNOSE)
     return {"keyring": _name(backend), "key": found}
 
 
 def _name(backend: KeyringBackend) -> str:
     """Return the name of a keyring; several in a chain have none of their own."""
-    return "the desktop's keyring" if hasattr(backend, "backends") else backend.name
+    return english("the desktop's keyring") if hasattr(backend, "backends") else backend.name
 
 
 def _shown(error: Exception) -> str:

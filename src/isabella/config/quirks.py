@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, field_validator
 
+from isabella.system.english import english
+
 _Names = tuple[StrictStr, ...]
 _Tokens = Annotated[StrictInt, Field(gt=0)]
 
@@ -70,5 +72,7 @@ class Quirks(BaseModel):
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+                raise ValueError(
+                    english("%(text)s is not a regular expression: %(why)s", text=repr(pattern), why=error)
+                ) from None
         return value

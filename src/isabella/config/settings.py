@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from platformdirs import user_data_path
 from pydantic import AnyHttpUrl, BeforeValidator, Field, SecretStr, TypeAdapter, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from isabella.config.api_keys import is_master_key
@@ -22,7 +23,7 @@ from isabella.config.strategy import Strategy
 from isabella.config.vendors import Vendor, known_vendors
 from isabella.errors import ConfigurationError, FileUnreadable
 from isabella.system import files, redaction
-from isabella.system.english import english
+from isabella.system.english import english, joined
 from isabella.system.terminal import LogFormat
 
 # Building the adapter takes a hundred times as long as using it.
@@ -158,7 +159,7 @@ class Settings(BaseSettings):
         if text.lower() in ("", *_GATEWAY_MODES):
             return text.lower() or "auto"
         if "://" not in text:
-            raise ValueError("it has to be auto, on, off, or a URL like http://127.0.0.1:8284")
+            raise ValueError(english("it has to be auto, on, off, or a URL like http://127.0.0.1:8284"))
         return http_address(text)
 
     @field_validator("cors_origins")
@@ -167,14 +168,19 @@ class Settings(BaseSettings):
         for origin in value:
             parsed = urlsplit(http_address(origin))
             if parsed.path or origin != f"{parsed.scheme}://{parsed.netloc}":
-                raise ValueError("each has to be an origin like https://chat.example, without a path")
+                raise ValueError(english("each has to be an origin like https://chat.example, without a path"))
         return value
 
     @field_validator("letta_encryption_key")
     @classmethod
     def _is_master_key(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not is_master_key(value.get_secret_value()):
-            raise ValueError(f"it has to be 64 hexadecimal characters (32 bytes). Make one with: {MAKE_MASTER_KEY}")
+            raise ValueError(
+                english(
+                    "it has to be 64 hexadecimal characters (32 bytes). Make one with: %(command)s",
+                    command=MAKE_MASTER_KEY,
+                )
+            )
         return value
 
     @field_validator(
@@ -194,7 +200,7 @@ class Settings(BaseSettings):
     @classmethod
     def _are_public_keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not all(re.fullmatch(r"age1[0-9a-z]{50,}", key) for key in value):
-            raise ValueError("each has to be a public key of age, which begins with age1")
+            raise ValueError(english("each has to be a public key of age, which begins with age1"))
         return value
 
     @field_validator("refresh_at", "backup_at", mode="before")
@@ -205,14 +211,14 @@ class Settings(BaseSettings):
         text = value.strip()
         found = re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)", text)
         if text and found is None:
-            raise ValueError("it has to be a local time such as 03:30, or empty for never")
+            raise ValueError(english("it has to be a local time such as 03:30, or empty for never"))
         return None if found is None else time(int(found[1]), int(found[2]))
 
     @field_validator("letta_api_key")
     @classmethod
     def _fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not (value.get_secret_value().isascii() and value.get_secret_value().isprintable()):
-            raise ValueError("it has a character that is not printable ASCII, so no request can carry it")
+            raise ValueError(english("it has a character that is not printable ASCII, so no request can carry it"))
         return value
 
     @field_validator("home", "config_file", "agents_file", "backup_folder")
@@ -221,7 +227,9 @@ class Settings(BaseSettings):
         try:
             return None if value is None else value.expanduser()
         except RuntimeError:
-            raise ValueError("the home folder that ~ stands for is not known; write the whole path") from None
+            raise ValueError(
+                english("the home folder that ~ stands for is not known; write the whole path")
+            ) from None
 
     def model_post_init(self, context: Any, /) -> None:
         """Register the secrets for redaction."""
@@ -298,9 +306,17 @@ def load_settings(
             found = _value(sources, name)
             place = DEFAULT if found is None else found.origin
             if found is not None and place == str(sources.file):
-                place = f"{place}, line {sources.lines[name]}"
-            problems.append(f"{name} ({place}): {problem['msg'].removeprefix('Value error, ')}")
-        raise ConfigurationError("; ".join(problems)) from None
+                place = english("%(path)s, line %(line)s", path=place, line=str(sources.lines[name]))
+            problems.append(
+                english("%(name)s (%(place)s): %(what)s", name=name, place=place, what=what_is_wrong(problem))
+            )
+        raise ConfigurationError(joined(problems, "; ")) from None
+
+
+def what_is_wrong(problem: ErrorDetails) -> str:
+    """Return the text of a problem that pydantic has found; that of a validator of Isabella's can be translated."""
+    error = problem.get("ctx", {}).get("error")
+    return error.args[0] if isinstance(error, ValueError) else problem["msg"]
 
 
 def variable(field: str) -> str:
@@ -334,14 +350,30 @@ def _value(sources: Sources, name: str) -> ConfigValue | None:
     try:
         text = files.read(path.expanduser()).text.strip()
     except (FileUnreadable, RuntimeError) as error:
-        reason = error.reason if isinstance(error, FileUnreadable) else "the folder that ~ stands for is not known"
+        reason = (
+            error.reason
+            if isinstance(error, FileUnreadable)
+            else english("the folder that ~ stands for is not known")
+        )
         raise ConfigurationError(
-            f"{_file_variable(name)} ({file.origin}) names {path}, which cannot be read: {reason}.",
-            remedy="Correct the path or the permissions of the file.",
+            english(
+                "%(name)s (%(origin)s) names %(path)s, which cannot be read: %(reason)s.",
+                name=_file_variable(name),
+                origin=file.origin,
+                path=path,
+                reason=reason,
+            ),
+            remedy=english("Correct the path or the permissions of the file."),
         ) from None
     if not text:
         raise ConfigurationError(
-            f"{_file_variable(name)} ({file.origin}) names {path}, which is empty.", remedy="Put the secret into it."
+            english(
+                "%(name)s (%(origin)s) names %(path)s, which is empty.",
+                name=_file_variable(name),
+                origin=file.origin,
+                path=path,
+            ),
+            remedy=english("Put the secret into it."),
         )
     return ConfigValue(text, str(path))
 
@@ -353,7 +385,7 @@ def duration(value: str) -> float:
         return float(text)
     parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
     if not text or parts is None:
-        raise ValueError("it has to be seconds, or a duration such as 90s, 5m or 1h30m")
+        raise ValueError(english("it has to be seconds, or a duration such as 90s, 5m or 1h30m"))
     hours, minutes, seconds = (int(part or 0) for part in parts.groups())
     return 3600.0 * hours + 60.0 * minutes + seconds
 

@@ -12,6 +12,7 @@ from dotenv.parser import parse_stream
 
 from isabella.errors import ConfigurationError, FileAbsent
 from isabella.system import files
+from isabella.system.english import english
 
 ENVIRONMENT = "environment"
 DEFAULT = "default"
@@ -57,15 +58,20 @@ class Sources:
             line = binding.original.line + original[: len(original) - len(original.lstrip())].count("\n")
             if binding.error:
                 raise ConfigurationError(
-                    f"{path}, line {line}: this is not NAME=value.",
-                    remedy="Check for an unclosed quote or a missing '='; comments begin with '#'.",
+                    english("%(path)s, line %(line)s: this is not NAME=value.", path=path, line=str(line)),
+                    remedy=english("Check for an unclosed quote or a missing '='; comments begin with '#'."),
                 )
             if binding.key is None:
                 continue
             if binding.value is None:
                 raise ConfigurationError(
-                    f"{path}, line {line}: {binding.key} has no '=' after it.",
-                    remedy=f"Write {binding.key}=value, or put '#' before the line.",
+                    english(
+                        "%(path)s, line %(line)s: %(name)s has no '=' after it.",
+                        path=path,
+                        line=str(line),
+                        name=binding.key,
+                    ),
+                    remedy=english("Write %(name)s=value, or put '#' before the line.", name=binding.key),
                 )
             values[binding.key] = binding.value
             lines[binding.key] = line

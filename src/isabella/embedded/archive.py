@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from isabella.errors import BackupRefused, EmbeddedError, NoKeyOpens
 from isabella.system import files, state
+from isabella.system.english import english
 
 if TYPE_CHECKING:
     from pyrage import x25519
@@ -67,8 +68,10 @@ def write(path: Path, recipients: Sequence[x25519.Recipient], parts: Iterable[Pa
     except (OSError, pyrage.EncryptError) as error:
         reason = state.why(error) if isinstance(error, OSError) else str(error)
         raise EmbeddedError(
-            f"The backup {path} cannot be written: {reason}.",
-            remedy="Make room there, correct its permissions, or set ISABELLA_BACKUP_FOLDER to another folder.",
+            english("The backup %(path)s cannot be written: %(why)s.", path=path, why=reason),
+            remedy=english(
+                "Make room there, correct its permissions, or set ISABELLA_BACKUP_FOLDER to another folder."
+            ),
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -30,6 +30,7 @@ from isabella.embedded.encrypted_columns import StoredValue, ValueState
 from isabella.embedded.instance import InstancePaths, histories_folder, make_private
 from isabella.errors import BackupRefused, EmbeddedError, FileUnreadable, IsabellaError
 from isabella.system import audit, files, redaction, state
+from isabella.system.english import english
 
 if TYPE_CHECKING:
     from pyrage import x25519
@@ -170,8 +171,15 @@ def create(
         recipients = policy.recipients()
     except OSError as error:
         raise EmbeddedError(
-            f"The backup {path} cannot be made: {error.filename or path.parent}: {state.why(error)}.",
-            remedy="Make room there, correct its permissions, or set ISABELLA_BACKUP_FOLDER to another folder.",
+            english(
+                "The backup %(path)s cannot be made: %(where)s: %(why)s.",
+                path=path,
+                where=error.filename or path.parent,
+                why=state.why(error),
+            ),
+            remedy=english(
+                "Make room there, correct its permissions, or set ISABELLA_BACKUP_FOLDER to another folder."
+            ),
         ) from error
     with databases.snapshot(access.letta) as snapshot:
         values = encrypted_columns.read_values_in(snapshot.connection, keys)

@@ -27,6 +27,8 @@ from typing import Any
 SECRETS = ("LETTA_ENCRYPTION_KEY", "LETTA_PG_URI", "LETTA_SERVER_PASSWORD")
 STATE = "ISABELLA_TOOL_SANDBOX_STATE"
 WORKS = "bubblewrap"
+MISSING = "bubblewrap is not installed"
+BROKEN = "bubblewrap does not work: "
 
 _PR_SET_NO_NEW_PRIVS = 38
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix/store", "/run/systemd/resolve")
@@ -99,7 +101,7 @@ def try_sandbox(program: Path, folder: Path) -> tuple[list[str], str]:
     """Return the prefix of a sandbox that works here, and `WORKS`; without one, no prefix, and why."""
     bwrap = shutil.which("bwrap") if sys.platform == "linux" else None
     if bwrap is None:
-        return [], "bubblewrap is not installed"
+        return [], MISSING
     prefix = sandbox(bwrap, program, folder)
     try:
         tried = subprocess.run(
@@ -110,9 +112,9 @@ def try_sandbox(program: Path, folder: Path) -> tuple[list[str], str]:
             check=False,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        return [], f"bubblewrap does not work ({type(error).__name__})"
+        return [], f"{BROKEN}{type(error).__name__}"
     if tried.returncode != 0:
-        return [], f"bubblewrap does not work: {(tried.stderr.strip().splitlines() or ['no reason given'])[-1]}"
+        return [], BROKEN + (tried.stderr.strip().splitlines() or [f"exit code {tried.returncode}"])[-1]
     return prefix, WORKS
 
 

@@ -18,6 +18,7 @@ from isabella.letta.http import LettaHttp
 from isabella.letta.messages import Image, by_user
 from isabella.letta.releases import has, release_in
 from isabella.locks.postgres import open_connection
+from isabella.system.english import english
 from isabella.system.redaction import redact
 
 #: Letta's name for the conversation that every agent has.
@@ -125,8 +126,8 @@ class Conversations:
 
         if self.database_url is None:
             raise DatabaseUnusable(
-                "The context of this conversation cannot be changed: Letta's database is not known.",
-                remedy="Set ISABELLA_DATABASE_URL.",
+                english("The context of this conversation cannot be changed: Letta's database is not known."),
+                remedy=english("Set ISABELLA_DATABASE_URL."),
             )
         values = {"conversation": conversation_id, "ids": list(ids)}
         try:
@@ -137,14 +138,21 @@ class Conversations:
                 selected = sum(bool(in_context) for (in_context,) in rows)
                 if selected != len(ids):
                     raise DatabaseUnusable(
-                        f"Of {len(ids)} messages, {len(ids) - selected} belong to another conversation.",
-                        remedy="Nothing was changed.",
+                        english(
+                            "Of %(all)s messages, %(others)s belong to another conversation.",
+                            all=len(ids),
+                            others=len(ids) - selected,
+                        ),
+                        remedy=english("Nothing was changed."),
                     )
         except psycopg.Error as error:
             lines = redact(str(error)).strip().splitlines()
             raise DatabaseUnusable(
-                f"The context of a conversation cannot be changed: {lines[0] if lines else type(error).__name__}",
-                remedy="Check ISABELLA_DATABASE_URL.",
+                english(
+                    "The context of a conversation cannot be changed: %(why)s",
+                    why=lines[0] if lines else type(error).__name__,
+                ),
+                remedy=english("Check ISABELLA_DATABASE_URL."),
             ) from None
 
     def _row(self, document: Any) -> ConversationRow:

@@ -23,6 +23,7 @@ import anyio
 from pydantic import SecretStr
 
 from isabella.errors import ConfigurationError, DatabaseUnusable, LockTimeout
+from isabella.system.english import english
 from isabella.system.redaction import redact
 
 if TYPE_CHECKING:
@@ -237,8 +238,8 @@ class AdvisoryLocks:
             await connection.execute(f"SELECT pg_advisory_lock{_SHARED if shared else ''}(%s)", (key,))
         except psycopg.errors.LockNotAvailable:
             raise LockTimeout(
-                f"Other processes have held the lock for {timeout:g} s.",
-                remedy="Wait for them, or look for a process that hangs.",
+                english("Other processes have held the lock for %(seconds)s s.", seconds=format(timeout, "g")),
+                remedy=english("Wait for them, or look for a process that hangs."),
             ) from None
         except psycopg.Error as error:
             raise _unusable(error) from None
@@ -321,6 +322,6 @@ async def open_connection(database_url: SecretStr) -> AsyncConnection:
 def _unusable(error: Exception) -> DatabaseUnusable:
     lines = redact(str(error)).strip().splitlines()
     return DatabaseUnusable(
-        f"Letta's database cannot be used: {lines[0] if lines else type(error).__name__}",
-        remedy="Correct ISABELLA_DATABASE_URL, or unset it if there is only one backend.",
+        english("Letta's database cannot be used: %(why)s", why=lines[0] if lines else type(error).__name__),
+        remedy=english("Correct ISABELLA_DATABASE_URL, or unset it if there is only one backend."),
     )

@@ -20,6 +20,7 @@ from pydantic import SecretStr
 
 from isabella.errors import GateTimeout, LockTimeout
 from isabella.locks.postgres import AdvisoryLocks, lock_key
+from isabella.system.english import english
 
 _TO_END = 10.0  # seconds that turns have to end when they are asked to
 _LOOK_EVERY = 1.0
@@ -150,12 +151,16 @@ class ProviderLock:
             with anyio.move_on_after(_TO_END):
                 await gate.wait_until_empty()
         if gate.passing:
-            raise _not_drained(f"Turns on {provider}")
+            raise _not_drained(english("Turns on %(provider)s", provider=provider))
 
     def _closed_too_long(self, provider: str) -> GateTimeout:
         return GateTimeout(
-            f"{provider} has been changing for {self._patience:g} s.",
-            remedy="Try again when that is done; `isabella providers status` shows its state.",
+            english(
+                "%(provider)s has been changing for %(seconds)s s.",
+                provider=provider,
+                seconds=format(self._patience, "g"),
+            ),
+            remedy=english("Try again when that is done; `isabella providers status` shows its state."),
         )
 
 
@@ -178,7 +183,8 @@ async def open_locks(
 
 def _not_drained(turns: str) -> GateTimeout:
     return GateTimeout(
-        f"{turns} did not end in time, so the provider was not changed.", remedy="Sync again when they are done."
+        english("%(turns)s did not end in time, so the provider was not changed.", turns=turns),
+        remedy=english("Sync again when they are done."),
     )
 
 

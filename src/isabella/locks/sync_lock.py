@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from isabella.errors import ConfigurationError, LockTimeout
 from isabella.locks.postgres import open_connection
 from isabella.system import state
+from isabella.system.english import english
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
@@ -84,7 +85,8 @@ async def _file_lock(base_url: str, home: Path, timeout: float) -> AsyncIterator
             raise _timed_out(timeout) from None
     except OSError as error:
         raise ConfigurationError(
-            f"{folder}: cannot be used for the lock: {state.why(error)}.", remedy="Correct ISABELLA_HOME."
+            english("%(folder)s: cannot be used for the lock: %(why)s.", folder=folder, why=state.why(error)),
+            remedy=english("Correct ISABELLA_HOME."),
         ) from None
     try:
         yield
@@ -94,6 +96,6 @@ async def _file_lock(base_url: str, home: Path, timeout: float) -> AsyncIterator
 
 def _timed_out(timeout: float) -> LockTimeout:
     return LockTimeout(
-        f"Another process has been syncing this Letta for {timeout:g} s.",
-        remedy="Wait for it, or look for a process that hangs.",
+        english("Another process has been syncing this Letta for %(seconds)s s.", seconds=format(timeout, "g")),
+        remedy=english("Wait for it, or look for a process that hangs."),
     )

@@ -314,7 +314,7 @@ def _expanded(path: Path) -> Path:
         return path.expanduser()
     except RuntimeError:
         reason = english("the home folder that ~ stands for is not known")
-        raise FileUnreadable.of(path, reason, remedy=english("Write the whole path.")) from None
+        raise files.unreadable(path, reason, remedy=english("Write the whole path.")) from None
 
 
 def _clean_key(vendor: Vendor, variable: str, value: ConfigValue, remarks: list[Remark]) -> SecretStr:

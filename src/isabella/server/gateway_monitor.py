@@ -166,7 +166,7 @@ class _GatewayMonitor:
             status, message = vendor.refused_status, vendor.refused_message
             state = VendorState.UNREACHABLE if status is None else state_of_status(status)
             if state is not None:
-                reason = ": ".join(str(part) for part in (status, message) if part) or "no answer"
+                reason = ": ".join(str(part) for part in (status, message) if part) or english("no answer")
                 vendors.observe(provider, state, reason, _time(refused))
 
     async def _report(self, traffic: GatewayTraffic) -> None:

@@ -19,6 +19,7 @@ from isabella.locks.postgres import leads
 from isabella.server.readiness import BackupStatus
 from isabella.server.runtime import Runtime
 from isabella.system import audit
+from isabella.system.english import english, joined
 from isabella.system.redaction import unforeseen
 from isabella.watch.watcher import Clock, DailyTime
 
@@ -103,7 +104,7 @@ class NightlyBackups:
                 partial(self._back_up, self._server, self._policy, Reason.NIGHTLY), abandon_on_cancel=True
             )
         except IsabellaError as error:
-            self._fail(str(error))
+            self._fail(joined([part for part in (error.what, error.remedy) if part]))
         except Exception as error:  # noqa: BLE001 - no error ends the nightly backups
             self._fail(unforeseen(error))
         else:
@@ -116,8 +117,9 @@ class NightlyBackups:
         self._retry_at = self._clock.monotonic() + _RETRY_SECONDS
         self._show(BackupStatus(failure=what))
         if former is None or former.failure != what:
-            log.warning("backup failed", error=what, sentence=f"The nightly backup failed: {what}")
-            self._runtime.event_log.add_notice(f"The nightly backup failed: {what}", warning=True)
+            sentence = english("The nightly backup failed: %(what)s", what=what)
+            log.warning("backup failed", error=what, sentence=sentence)
+            self._runtime.event_log.add_notice(sentence, warning=True)
 
     def _show(self, status: BackupStatus | None) -> None:
         newest = next(iter(self._list()), None)

@@ -24,6 +24,7 @@ from isabella.providers.plan import explain_no_delete
 from isabella.providers.report import Report
 from isabella.providers.safe_writes import SafeWriter
 from isabella.system import audit
+from isabella.system.english import english
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ async def remove_leftovers(settings: Settings, connection: Connection, lock: Pro
     ):
         abilities = await letta.providers.abilities()
         if not abilities.recreates:
-            raise IsabellaError(f"Nothing was removed: {explain_no_delete(abilities)}.")
+            raise IsabellaError(english("Nothing was removed: %(why)s.", why=explain_no_delete(abilities)))
         writer = SafeWriter(letta.providers, abilities, master_key=connection.master_key, patience=connection.timeout)
         for leftover in await find_leftovers(settings, connection, _replaced(settings)):
             if not leftover.agents:

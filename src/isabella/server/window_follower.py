@@ -20,6 +20,7 @@ from isabella.letta.agents import TAGS
 from isabella.letta.llm_config import Binding
 from isabella.server.event_log import EventLog
 from isabella.system import audit
+from isabella.system.english import english
 from isabella.turns.queue import TurnQueue
 from isabella.vendors.client import VendorAnswer
 
@@ -109,5 +110,10 @@ class _WindowFollower:
             with audit.change("agent.window", record.name, model=binding.handle, tokens=binding.window):
                 await self._service.registry.bind(record.id, binding)
         log.info("window followed", agent=record.name, handle=binding.handle, tokens=binding.window)
-        sentence = f"{binding.handle} has a window of {binding.window} tokens, which {record.name} uses now."
+        sentence = english(
+            "%(handle)s has a window of %(tokens)s tokens, which %(agent)s uses now.",
+            handle=binding.handle,
+            tokens=binding.window,
+            agent=record.name,
+        )
         self._events.add_notice(sentence, binding.provider)

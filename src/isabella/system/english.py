@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
+from isabella.system.redaction import redact
+
 
 class English(str):
     """A text in English, with the pattern and the values that it was made of. Everywhere else it is a string."""
@@ -68,6 +70,24 @@ def joined(texts: Sequence[str], between: str = " ") -> str:
         return texts[0] if texts else ""
     pattern = "%(one)s" + between + "%(others)s"
     return English(pattern, {"one": texts[0], "others": joined(texts[1:], between)})
+
+
+def packed(text: str) -> object:
+    """Return a text as JSON for another process, which `unpacked` makes a text again that can be translated."""
+    if not isinstance(text, English):
+        return text
+    return [
+        text.pattern,
+        {name: packed(value if isinstance(value, str) else str(value)) for name, value in text.values.items()},
+    ]
+
+
+def unpacked(document: object) -> str:
+    """Return the text that `packed` was given, with secrets masked in what it quotes."""
+    if not isinstance(document, list):
+        return redact(str(document))
+    pattern, values = document
+    return English(pattern, {name: unpacked(value) for name, value in values.items()})
 
 
 def _filled(pattern: str, values: Mapping[str, object], thousands: str) -> str:

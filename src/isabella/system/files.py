@@ -28,6 +28,14 @@ _pipe_contents: dict[tuple[str, int, int], bytes | FileUnreadable] = {}
 _pipe_lock = threading.Lock()
 
 
+def unreadable(
+    path: object, reason: str, *, remedy: str, kind: type[FileUnreadable] = FileUnreadable
+) -> FileUnreadable:
+    """Return the error for a file."""
+    what = english("%(path)s: cannot be read: %(reason)s.", path=path, reason=reason)
+    return kind(what, reason=reason, remedy=remedy)
+
+
 @dataclass(frozen=True)
 class Content:
     """The content of a file at the time of reading, and its permissions."""
@@ -43,7 +51,7 @@ class Content:
             text = self.data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             reason = english("it is not UTF-8 text (byte %(start)s)", start=error.start)
-            raise FileUnreadable.of(self.path, reason, remedy=english("Save the file as UTF-8.")) from None
+            raise unreadable(self.path, reason, remedy=english("Save the file as UTF-8.")) from None
         return io.StringIO(text, newline=None).read()
 
 
@@ -126,19 +134,18 @@ def _open(path: Path) -> int:
         # Without O_NONBLOCK, opening a pipe waits for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except FileNotFoundError:
-        raise FileAbsent.of(path, english("there is no such file"), remedy=english("Check the path.")) from None
+        reason = english("there is no such file")
+        raise unreadable(path, reason, remedy=english("Check the path."), kind=FileAbsent) from None
     except OSError as error:
         raise _failed(path, error) from None
     except ValueError:
-        raise FileUnreadable.of(
-            path, english("no file can have that name"), remedy=english("Check the path.")
-        ) from None
+        raise unreadable(path, english("no file can have that name"), remedy=english("Check the path.")) from None
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode) or stat.S_ISFIFO(mode):
         return descriptor
     os.close(descriptor)
     kind = english("a directory") if stat.S_ISDIR(mode) else english("a device")
-    raise FileUnreadable.of(path, english("it is %(kind)s, not a file", kind=kind), remedy=_NAME_A_FILE)
+    raise unreadable(path, english("it is %(kind)s, not a file", kind=kind), remedy=_NAME_A_FILE)
 
 
 def _read_pipe(path: Path, descriptor: int, status: os.stat_result, largest: int) -> bytes:
@@ -201,14 +208,12 @@ def _wait_for_data(path: Path, descriptor: int) -> None:
 
 
 def _not_delivered(path: Path, reason: str) -> FileUnreadable:
-    return FileUnreadable.of(
-        path, reason, remedy=english("Check the command that writes to it, or name a regular file.")
-    )
+    return unreadable(path, reason, remedy=english("Check the command that writes to it, or name a regular file."))
 
 
 def _too_large(path: Path, largest: int) -> FileUnreadable:
     reason = english("it is larger than %(size)s MiB", size=largest // (1024 * 1024))
-    return FileUnreadable.of(path, reason, remedy=english("Check that this is the right file."))
+    return unreadable(path, reason, remedy=english("Check that this is the right file."))
 
 
 def _failed(path: Path, error: OSError) -> FileUnreadable:
@@ -217,4 +222,4 @@ def _failed(path: Path, error: OSError) -> FileUnreadable:
         reason, remedy = english("it is a socket or a device, not a file"), _NAME_A_FILE
     elif error.errno in (errno.EACCES, errno.EPERM):
         remedy = english("Give the user that runs Isabella the right to read it.")
-    return FileUnreadable.of(path, reason, remedy=remedy)
+    return unreadable(path, reason, remedy=remedy)

@@ -41,9 +41,9 @@ def read(path: Path) -> dict[str, Any] | None:
     except FileAbsent:
         return None
     except (ValueError, RecursionError):
-        raise FileUnreadable.of(path, "it is not JSON", remedy="Restore it from a backup.") from None
+        raise files.unreadable(path, "it is not JSON", remedy="Restore it from a backup.") from None
     if not isinstance(document, dict):
-        raise FileUnreadable.of(path, "it is not a JSON object", remedy="Restore it from a backup.")
+        raise files.unreadable(path, "it is not a JSON object", remedy="Restore it from a backup.")
     return document
 
 
@@ -129,7 +129,7 @@ def read_secret(path: Path, form: re.Pattern[str]) -> str | None:
         return None
     if not form.fullmatch(text):
         reason = f"its content is not a secret of Isabella's ({len(text)} characters)"
-        raise FileUnreadable.of(path, reason, remedy="Restore it from a backup.")
+        raise files.unreadable(path, reason, remedy="Restore it from a backup.")
     if content.mode & 0o077:
         with suppress(OSError):
             path.chmod(0o600)

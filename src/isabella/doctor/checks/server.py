@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from isabella.doctor.evidence import Evidence, LettaEvidence, ProviderEvidence
 from isabella.doctor.findings import Finding, Outcome, PassedCheck, Unknown, finding, name_some
 from isabella.doctor.layers import Layer
-from isabella.embedded.confine import WORKS
+from isabella.embedded.confine import BROKEN, MISSING, WORKS
 from isabella.errors import (
     ConfigurationError,
     EmbeddedError,
@@ -182,7 +182,10 @@ def _tools(letta: LettaEvidence) -> Iterator[Outcome]:
     if letta.tool_sandbox == WORKS:
         yield PassedCheck(Layer.EXPOSURE, "Tools that Letta runs see its own folder and the system's programs only")
     elif letta.tool_sandbox is not None:
-        yield finding("tools-without-sandbox", evidence=(letta.tool_sandbox,), problem=letta.tool_sandbox)
+        problem = english("bubblewrap is not installed")
+        if letta.tool_sandbox != MISSING:
+            problem = english("bubblewrap does not work: %(why)s", why=letta.tool_sandbox.removeprefix(BROKEN))
+        yield finding("tools-without-sandbox", evidence=(letta.tool_sandbox,), problem=problem)
 
 
 def _base_keys(letta: LettaEvidence) -> Iterator[Outcome]:

@@ -29,6 +29,7 @@ from isabella.errors import AgentUnknown, IsabellaError, LettaUnreachable
 from isabella.letta.client import Connection
 from isabella.letta.llm_config import Binding
 from isabella.providers.desired import Desired, select_providers
+from isabella.system.english import english
 from isabella.system.files import read
 from isabella.system.tasks import gather
 from isabella.system.urls import same_address
@@ -119,8 +120,8 @@ async def _connect(settings: Settings) -> Connection:
     with anyio.move_on_after(_CONNECT_TIMEOUT):
         return await connect(settings)
     raise LettaUnreachable(
-        f"The embedded Letta did not answer within {_CONNECT_TIMEOUT:g} s.",
-        remedy="See `isabella letta status` and `isabella letta logs`.",
+        english("The embedded Letta did not answer within %(seconds)s s.", seconds=format(_CONNECT_TIMEOUT, "g")),
+        remedy=english("See `isabella letta status` and `isabella letta logs`."),
         sent=True,
     )
 

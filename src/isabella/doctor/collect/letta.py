@@ -25,6 +25,7 @@ from isabella.letta.client import Connection, LettaClient
 from isabella.letta.encryption import KeyMatch, KeyReading, ProofMemo, read_back
 from isabella.letta.store import StoredProvider, read_store
 from isabella.providers.desired import Desired
+from isabella.system.english import english
 from isabella.system.tasks import gather
 from isabella.system.urls import is_loopback
 from isabella.vendors.client import KeyVerdict
@@ -90,8 +91,12 @@ class LettaCollector:
         except IsabellaError as error:
             return replace(letta, error=error)
         except TimeoutError:
-            what = f"Letta at {connection.base_url} did not answer within {TOTAL_TIMEOUT:g} s."
-            return replace(letta, error=LettaUnreachable(what, remedy="See its log.", sent=True))
+            what = english(
+                "Letta at %(url)s did not answer within %(seconds)s s.",
+                url=connection.base_url,
+                seconds=format(TOTAL_TIMEOUT, "g"),
+            )
+            return replace(letta, error=LettaUnreachable(what, remedy=english("See its log."), sent=True))
 
     async def check_keys(self, letta: LettaEvidence, vendors: Mapping[str, VendorEvidence]) -> LettaEvidence:
         """Have Letta decrypt the keys that are still in doubt, and send them to their vendors."""

@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from isabella.embedded import Letta
 from isabella.errors import LettaRefused
+from isabella.letta.agents import BLOCKS, TAGS, AgentRow
 from isabella.letta.client import LettaClient
 from isabella.letta.http import LettaHttp
 from isabella.letta.llm_config import Binding
@@ -47,11 +48,12 @@ class Bench:
         made: dict[str, Any] = self.http.post("/v1/providers/", json=body).raise_for_status().json()
         return made
 
-    def agent(self, binding: Binding) -> str:
+    def agent(self, binding: Binding, **fields: object) -> str:
         body = {
             "name": f"bound-{secrets.token_hex(4)}",
             "llm_config": binding.as_llm_config(),
             "memory_blocks": [{"label": "human", "value": ""}],
+            **fields,
         }
         return str(self.http.post("/v1/agents/", json=body).raise_for_status().json()["id"])
 
@@ -174,6 +176,40 @@ def test_an_agent_in_the_database_is_the_one_that_letta_returns(bench: Bench, le
     with pytest.raises(LettaRefused) as refused:
         anyio.run(read)
     assert refused.value.status == 404
+
+
+def test_the_agents_in_the_database_are_those_that_letta_lists(bench: Bench, letta_server: Letta) -> None:
+    """In the same order, with the same tags, bindings and blocks; without those that are hidden or deleted."""
+    binding = Binding("groq", "openai/gpt-oss-120b", bench.vendors.base_url("groq"), 131_072)
+    named, hidden, deleted = bench.agent(binding), bench.agent(binding, hidden=True), bench.agent(binding)
+    block = {"label": "friend", "value": "She is called Ada."}
+    created = bench.http.post("/v1/blocks/", json=block).raise_for_status().json()["id"]
+    bench.http.patch(f"/v1/agents/{named}/core-memory/blocks/attach/{created}").raise_for_status()
+    bench.http.patch(f"/v1/agents/{named}", json={"tags": ["one", "two"], "metadata": {"a": 1}}).raise_for_status()
+    bench.http.delete(f"/v1/agents/{deleted}").raise_for_status()
+
+    async def compare() -> None:
+        http = LettaHttp(letta_server.base_url, password=letta_server.password)
+        async with LettaClient(http, letta_server.database_url) as letta:
+            for blocks in (False, True):
+                listed = await letta.agents.all(relations=(*TAGS, *BLOCKS) if blocks else TAGS)
+                assert [_shown(row) for row in await letta.agents.overview(blocks=blocks)] == [
+                    _shown(row) for row in listed
+                ]
+                ids = {row.id for row in listed}
+                assert named in ids
+                assert not ids & {hidden, deleted}
+                (row,) = [row for row in listed if row.id == named]
+                assert {"one", "two"} <= {*row.tags}
+                assert ("Ada" in str(row.blocks)) is blocks
+
+    anyio.run(compare)
+
+
+def _shown(row: AgentRow) -> tuple[object, ...]:
+    blocks = {(block.id, block.label, block.value) for block in row.blocks}
+    llm = None if row.llm is None else replace(row.llm, compaction=None)
+    return row.id, row.name, row.description, row.agent_type, {*row.tags}, row.metadata, llm, blocks
 
 
 def test_the_active_runs_in_the_database_are_those_that_letta_lists(bench: Bench, letta_server: Letta) -> None:

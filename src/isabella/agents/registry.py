@@ -150,8 +150,11 @@ class AgentRegistry:
 
         `relations` are those of the record that are needed, the tags at least.
         """
-        rows = await self.letta.agents.all(relations=relations, **filters)
-        return [self._record(row) for row in rows if metadata.PROBE_TAG not in row.tags]
+        return self._records(await self.letta.agents.all(relations=relations, **filters))
+
+    async def overview(self) -> list[AgentRecord]:
+        """Return the same agents without blocks and tools, at little cost to Letta."""
+        return self._records(await self.letta.agents.overview())
 
     async def defined(self, definitions: Iterable[AgentDefinition]) -> list[AgentRecord]:
         """Return the agents of these definitions, oldest first."""
@@ -348,6 +351,9 @@ class AgentRegistry:
             del update["compaction_settings"]
             await self.letta.agents.update(agent_id, update)
         return BindingResult(binding, lowered, row.agent_type)
+
+    def _records(self, rows: Iterable[AgentRow]) -> list[AgentRecord]:
+        return [self._record(row) for row in rows if metadata.PROBE_TAG not in row.tags]
 
     def _record(self, row: AgentRow) -> AgentRecord:
         id = metadata.definition_id(row.tags)

@@ -17,7 +17,6 @@ from isabella.errors import GatewayError, IsabellaError
 from isabella.gateway.client import GatewayClient, GatewayTraffic, gateway_status
 from isabella.gateway.keys import KeyKind
 from isabella.gateway.traffic import StoppedKey, VendorTraffic
-from isabella.letta.agents import TAGS
 from isabella.providers.report import GatewayState, GatewayStatus
 from isabella.server.runtime import Runtime
 from isabella.system import audit
@@ -126,7 +125,7 @@ class _GatewayMonitor:
         agents = self._runtime.agents
         if not agents.models.cap(name, tokens):
             return
-        for record in await agents.registry.all(relations=TAGS):
+        for record in await agents.registry.overview():
             if _exceeds(record, name, tokens):
                 self._tasks.start_soon(self._lower, record.id, name, tokens, unit)
 

@@ -40,7 +40,7 @@ class MemoryObserver:
 
     async def _begin(self) -> None:
         history = self._agents.memory.history
-        for agent in await self._agents.letta.agents.all(relations=("agent.blocks",)):
+        for agent in await self._agents.letta.agents.overview(blocks=True):
             for block in agent.blocks:
                 if block.label and block.value is not None:
                     history.note(block.id, block.label, block.value, agent.id)

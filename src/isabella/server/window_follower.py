@@ -16,7 +16,6 @@ import structlog
 from isabella.agents.registry import AgentRecord
 from isabella.agents.service import AgentService
 from isabella.errors import IsabellaError
-from isabella.letta.agents import TAGS
 from isabella.letta.llm_config import Binding
 from isabella.server.event_log import EventLog
 from isabella.system import audit
@@ -79,7 +78,7 @@ class _WindowFollower:
             self._changed.clear()
             try:
                 self._former, self._limits = self._limits, await models.limits(ask=ask)
-                for record in await self._service.registry.all(relations=TAGS):
+                for record in await self._service.registry.overview():
                     if self._wanted(record) is not None:
                         await self._bind(record.id)
             except IsabellaError as error:

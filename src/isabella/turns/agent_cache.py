@@ -15,7 +15,6 @@ from isabella.agents.context import FittedContext, required_id_form
 from isabella.agents.model_catalog import ModelCatalog
 from isabella.agents.registry import AgentRecord, AgentRegistry, BindingResult
 from isabella.errors import AgentUnknown, DatabaseUnusable, IsabellaError, LettaRefused
-from isabella.letta.agents import TAGS
 from isabella.letta.llm_config import Binding, LlmConfig
 from isabella.system.english import english
 from isabella.system.urls import same_address
@@ -95,7 +94,7 @@ class AgentCache:
 
     async def warm(self) -> None:
         """Read all agents, so that they are known while Letta is away. One name of several agents stays unknown."""
-        records = await self.registry.all(relations=TAGS)
+        records = await self.registry.overview()
         names = Counter(record.name for record in records)
         for record in records:
             definition = "" if record.definition is None else record.definition.id

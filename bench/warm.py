@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bench.baseline import list_delete_post
+from bench.baseline import bare_listing, list_delete_post
 from bench.recorder import recording
 from bench.results import Results
 from bench.setup import Servers, Setup
@@ -18,8 +18,9 @@ async def measure_open(servers: Servers, *, quick: bool) -> Results:
     """Measure without a master key, and count the requests."""
     results = Results()
     with servers.vendors(sealed=False) as (setup, vendors):
-        ours, loop = await _ours_and_loop(setup, rounds=5 if quick else 15)
+        ours, loop, listing = await _ours_and_others(setup, rounds=5 if quick else 15)
         results.compare("warm_speedup", loop, ours, medians(ours=ours, loop=loop))
+        results.compare("warm_over_listing", ours, listing, medians(ours=ours, listing=listing))
         await _count_requests(setup, vendors, results)
     return results
 
@@ -47,10 +48,15 @@ async def measure_sealed(servers: Servers, *, quick: bool) -> Results:
     return results
 
 
-async def _ours_and_loop(setup: Setup, *, rounds: int) -> list[list[float]]:
+async def _ours_and_others(setup: Setup, *, rounds: int) -> list[list[float]]:
     await setup.start()
     desired = [provider for provider in desired_providers(setup.settings) if provider.configured]
-    return await alternate(rounds, Way(setup.start), Way(lambda: list_delete_post(setup.connection, desired)))
+    return await alternate(
+        rounds,
+        Way(setup.start),
+        Way(lambda: list_delete_post(setup.connection, desired)),
+        Way(lambda: bare_listing(setup.connection)),
+    )
 
 
 async def _count_requests(setup: Setup, vendors: PracticeVendors, results: Results) -> None:

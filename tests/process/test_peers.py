@@ -107,6 +107,18 @@ def test_a_server_that_began_to_listen_after_the_connection_was_made(tmp_path: P
         of.check(of.before("127.0.0.1", port), "127.0.0.1", port)
 
 
+@pytest.fixture(params=["asked for", "read"])
+def sockets(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux is asked for what listens on a port; where it allows no such question, all connections are read."""
+
+    def refused(port: int, *, ipv6: bool) -> list[tuple[str, int]]:
+        raise PermissionError(port, ipv6)
+
+    if request.param == "read":
+        monkeypatch.setattr(peers, "listening_sockets", refused)
+
+
+@pytest.mark.usefixtures("sockets")
 def test_a_pid_of_somebody_else(tmp_path: Path) -> None:
     """A later process with the same pid, another address, and another port are not the server."""
     with server(tmp_path / "process.json") as (process, port):
@@ -119,6 +131,7 @@ def test_a_pid_of_somebody_else(tmp_path: Path) -> None:
     assert not listens(found, "127.0.0.1", port)
 
 
+@pytest.mark.usefixtures("sockets")
 @pytest.mark.parametrize(("listening", "host"), [("0.0.0.0", "127.0.0.1"), ("::", "::1")])
 def test_a_server_that_listens_everywhere(tmp_path: Path, listening: str, host: str) -> None:
     """What listens on all addresses listens on this one."""
@@ -126,6 +139,7 @@ def test_a_server_that_listens_everywhere(tmp_path: Path, listening: str, host: 
         assert listens(ChildProcess.of(process.pid), host, port)
 
 
+@pytest.mark.usefixtures("sockets")
 def test_a_server_among_many_sockets(tmp_path: Path) -> None:
     """However many sockets listen, and however many connections there are, the server's own is found."""
     with ExitStack() as stack, server(tmp_path / "process.json") as (process, port):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import psutil
 from isabella.errors import UnverifiedPeer
 from isabella.system import processes
 from isabella.system.processes import ChildProcess
+from isabella.system.sockets import listening_sockets
 
 _STARTED, _COMPLETE = "connection.connect_tcp.started", "connection.connect_tcp.complete"
 
@@ -68,15 +70,31 @@ def listens(process: ChildProcess, host: str, port: int) -> bool:
     if not process.is_running():
         return False
     try:
-        connections = psutil.Process(process.pid).net_connections(kind="tcp6" if ":" in host else "tcp4")
+        addresses = _listening_addresses(process.pid, port, ipv6=":" in host)
     except (OSError, psutil.Error):
         return False
-    return any(
-        connection.status == psutil.CONN_LISTEN
-        and connection.laddr.port == port
-        and _covers(connection.laddr.ip, host)
-        for connection in connections
-    )
+    return any(_covers(address, host) for address in addresses)
+
+
+def _listening_addresses(pid: int, port: int, *, ipv6: bool) -> list[str]:
+    """Return the addresses at which a process listens on this port; raises `OSError` or `psutil.Error`."""
+    try:
+        found = listening_sockets(port, ipv6=ipv6)
+    except OSError:
+        # This reads all connections of the machine, which takes several milliseconds even if there are few.
+        return [
+            connection.laddr.ip
+            for connection in psutil.Process(pid).net_connections(kind="tcp6" if ipv6 else "tcp4")
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+        ]
+    if not found:
+        return []
+    held = set()
+    for descriptor in Path("/proc", str(pid), "fd").iterdir():
+        # The process may close it meanwhile.
+        with suppress(FileNotFoundError):
+            held.add(str(descriptor.readlink()))
+    return [address for address, inode in found if f"socket:[{inode}]" in held]
 
 
 def holds_connection(process: ChildProcess, local: tuple[str, int], remote: tuple[str, int]) -> bool:

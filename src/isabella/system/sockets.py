@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import socket
+import struct
 from contextlib import suppress
 
 #: The errors of `accept` if the process or the system is short of descriptors or memory.
@@ -15,6 +16,17 @@ _MOST_FILES = 10_000
 _ANSWER_SECONDS = 1.0
 #: Connections that are accepted in a row.
 ROW = 4
+
+# From linux/netlink.h, linux/sock_diag.h and netinet/tcp.h.
+_NETLINK_SOCK_DIAG = 4
+_SOCK_DIAG_BY_FAMILY = 20
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_NLM_F_REQUEST, _NLM_F_DUMP = 0x1, 0x300
+_TCP_LISTEN = 10
+_HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
+_REQUEST = struct.Struct("=BBBxI")  # inet_diag_req_v2 up to the id: family, protocol, extensions, states
+_ID = struct.Struct("!HH16s28x")  # inet_diag_sockid: port, port of the peer, address, and what is not used here
+_ANSWER = struct.Struct(f"=4x{_ID.size}x16xI")  # inet_diag_msg: the inode
 
 
 class ListeningSocket(socket.socket):
@@ -119,6 +131,38 @@ def kept_port(host: str, port: int) -> socket.socket | None:
         kept.close()
         return None
     return kept
+
+
+def listening_sockets(port: int, *, ipv6: bool) -> list[tuple[str, int]]:
+    """Return address and inode of each socket of this machine that listens on a TCP port, as Linux reports them.
+
+    Linux returns these sockets alone, so that this takes as long however many connections there are.
+
+    Raises:
+        OSError: the system is not Linux, or does not allow the question.
+    """
+    if not hasattr(socket, "AF_NETLINK"):
+        raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+    family = socket.AF_INET6 if ipv6 else socket.AF_INET
+    request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 1 << _TCP_LISTEN) + _ID.pack(port, 0, bytes(16))
+    header = _HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0)
+    found: list[tuple[str, int]] = []
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as link:
+        link.settimeout(_ANSWER_SECONDS)
+        link.sendall(header + request)
+        while True:
+            answer = link.recv(1 << 16)
+            while len(answer) >= _HEADER.size:
+                size, kind, *_ = _HEADER.unpack_from(answer)
+                if kind == _NLMSG_DONE:
+                    return found
+                if kind == _NLMSG_ERROR or size < _HEADER.size + _ANSWER.size:
+                    raise OSError(errno.EPROTO, os.strerror(errno.EPROTO))
+                listens_on, _, address = _ID.unpack_from(answer, _HEADER.size + 4)
+                (inode,) = _ANSWER.unpack_from(answer, _HEADER.size)
+                if listens_on == port:
+                    found.append((socket.inet_ntop(family, address[: 16 if ipv6 else 4]), inode))
+                answer = answer[(size + 3) & ~3 :]
 
 
 def _is_listened_on(family: int, host: str, port: int) -> bool:

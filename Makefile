@@ -57,13 +57,19 @@ lint: setup ## Check format, lint rules, types and the layers of packages
 real: setup ## Run the tests with a real model on llama.cpp's server, without the others
 	@$(BIN)/python -m pytest --no-cov tests/letta/test_real_model.py
 
-browser: ## Install the system package chromium with apt-get (Debian, Ubuntu), for the browser tests
-	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+browser: ## Install a headless Chromium with apt-get (Debian, Ubuntu), for the browser tests
+	@command -v chromium-headless-shell >/dev/null && exit 0; \
+	test "$$(id -u)" -eq 0 || sudo=sudo; \
+	install() { $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$$1" >/dev/null; }; \
+	if command -v apt-get >/dev/null; then \
+	  $$sudo apt-get update -qq; \
+	  if apt-cache show chromium-headless-shell >/dev/null 2>&1; then install chromium-headless-shell; exit; fi; \
+	fi; \
+	for name in chromium chromium-browser google-chrome google-chrome-stable; do \
 	  command -v "$$name" >/dev/null && exit 0; \
 	done; \
 	command -v apt-get >/dev/null || { echo "browser: install Chromium and put it on the PATH" >&2; exit 1; }; \
-	test "$$(id -u)" -eq 0 || sudo=sudo; \
-	$$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null
+	install chromium
 
 soak: setup ## Run the state machine on a real Letta, at length
 	@$(BIN)/python -m pytest -m soak

@@ -161,7 +161,7 @@ def test_letta_restarted_without_its_master_key(env: DoctorEnv, server: Server) 
         bound_to_nothing(env)
         document = env.doctor()
         assert causes(document) == {without, base_key, ("agent-provider-gone", None)}
-        # The seed document's warning, from the log of the server that has just stored a key in plaintext.
+        # The warning, from the log of the server that has just stored a key in plaintext.
         with server.paths.letta_log.open(encoding="utf-8", errors="replace") as log:
             assert "no-encryption-key" in {one.message.id for one in recognise_in(log)}
         gone = next(one for one in document["findings"] if one["code"] == "agent-provider-gone")

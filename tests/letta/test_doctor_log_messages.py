@@ -128,8 +128,8 @@ def test_what_the_real_server_prints_is_recognised(captured: dict[str, str], sym
     assert symptom in {one.message.id for one in found}, captured[symptom][:2000]
 
 
-def test_the_seed_document_s_sync_line_is_what_letta_writes(captured: dict[str, str]) -> None:
-    """The line about byok-groq that the mission quotes is written in those words, and its provider is named."""
+def test_the_failed_sync_of_models_is_recognised_as_letta_writes_it(captured: dict[str, str]) -> None:
+    """The line about byok-groq is written in these words, and its provider is named."""
     lines = [line for line in captured["model-sync-failed"].splitlines() if "doc-groq-refused" in line]
     # The last one: see `refused` above.
     line = [line for line in lines if "Failed to sync models for provider 'doc-groq-refused'" in line][-1]

@@ -192,7 +192,7 @@ def test_a_path_that_can_be_none_is_a_problem_of_that_vendor_alone(named: str, w
 
 
 def test_types_openai_registers_every_vendor_as_openai() -> None:
-    """The seed's third solution: with `openai`, each vendor has that type and its own base URL."""
+    """With `openai`, each vendor has that type and its own base URL."""
     found = desired(**KEYS, ISABELLA_PROVIDER_TYPES="openai")
     assert {p.type for p in found.values()} == {"openai"}
     assert found["cerebras"].base_url == "https://api.cerebras.ai/v1"

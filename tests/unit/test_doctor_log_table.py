@@ -15,8 +15,8 @@ from tests.support.recorded_messages import MESSAGES, REFUSALS, RecordedMessage
 DOCS = Path(__file__).parents[2] / "docs"
 EXAMPLES = [(symptom.id, example) for symptom in known_messages() for example in symptom.examples]
 
-#: The messages of the mission's own document, word for word, and whether its statement about them holds.
-SEED = {
+#: Messages that people explain wrongly, word for word, and what each is.
+MISUNDERSTOOD = {
     'Error code: 401 – Authentication failed with the LLM model provider. "Wrong API Key"': "wrong-api-key",
     'Error code: 401 – Authentication failed with the LLM model provider.\n    "Wrong API Key"': "wrong-api-key",
     "No provider class found for type 'cerebras'": "no-provider-class",
@@ -88,12 +88,11 @@ def test_refusals_of_practice_vendors(vendor: str) -> None:
         )
 
 
-@pytest.mark.parametrize(("text", "symptom"), SEED.items())
-def test_the_seed_document_s_messages(text: str, symptom: str) -> None:
-    """Each message of the mission's document is recognised, broken lines and typography included, and put right."""
+@pytest.mark.parametrize(("text", "symptom"), MISUNDERSTOOD.items())
+def test_wrong_explanations_are_corrected(text: str, symptom: str) -> None:
+    """Each message is recognised, broken lines and typography included, and what people say of it is corrected."""
     (one,) = recognise(text)
     assert one.message.id == symptom
-    assert one.message.seed
     assert one.message.correction
 
 

@@ -38,7 +38,7 @@ def facts(reader: AnswerReader) -> tuple[object, ...]:
     """All that a reader tells."""
     spoken = reader.spoken
     said = None if spoken is None else (spoken.calls, "".join(spoken.text), "".join(spoken.reasoning))
-    return reader.prompt_tokens, reader.completion_tokens, reader.finish_reason, reader.error, reader.began, said
+    return reader.prompt_tokens, reader.completion_tokens, reader.finish_reason, reader.error, said
 
 
 STREAM = (
@@ -84,7 +84,7 @@ def test_where_chunks_end_makes_no_difference(answer: bytes, cuts: list[int]) ->
 def test_a_stream_is_read(keep: bool) -> None:
     """Quotations in the model's own words are not taken for facts."""
     reader = read([STREAM], keep=keep)
-    assert facts(reader)[:5] == (11, 5, "tool_calls", None, True)
+    assert facts(reader)[:4] == (11, 5, "tool_calls", None)
     assert (reader.spoken is not None) == keep
     if reader.spoken is not None:
         assert reader.spoken.calls == {"call_1": "look"}
@@ -93,7 +93,7 @@ def test_a_stream_is_read(keep: bool) -> None:
 
 def test_a_whole_answer_is_read() -> None:
     """As one JSON object."""
-    assert facts(read([WHOLE])) == (11, 5, "tool_calls", None, True, ({"call_1": "look"}, "Wait.", "Hm."))
+    assert facts(read([WHOLE])) == (11, 5, "tool_calls", None, ({"call_1": "look"}, "Wait.", "Hm."))
 
 
 def test_usage_is_read_where_groq_and_mistral_put_it() -> None:
@@ -116,16 +116,14 @@ def test_usage_is_read_where_groq_and_mistral_put_it() -> None:
     ],
 )
 def test_an_error_instead_of_an_answer_or_inside_it(sent: bytes, message: str) -> None:
-    """Vendors send errors with status 200 as well; whether the answer had begun is told."""
+    """Vendors send errors with status 200 as well."""
     error = read([sent], keep=False).error
     assert error is not None
     assert error["message"] == message
-    assert not read([sent], keep=False).began
     if sent.startswith(b"{"):
         return
     late = read([event({"content": "Hel"}), sent], keep=False)
     assert late.error == error
-    assert late.began
 
 
 def test_only_the_first_choice_is_read() -> None:
@@ -133,7 +131,7 @@ def test_only_the_first_choice_is_read() -> None:
     pieces = [{"index": index, "delta": {"reasoning_content": f"of {index}"}} for index in (1, 0)]
     ends = [{"index": index, "delta": {}, "finish_reason": reason} for index, reason in enumerate(("stop", "length"))]
     reader = read([b"data: " + json.dumps({"choices": choices}).encode() + b"\n\n" for choices in (pieces, ends)])
-    assert facts(reader) == (None, None, "stop", None, True, ({}, "", "of 0"))
+    assert facts(reader) == (None, None, "stop", None, ({}, "", "of 0"))
 
 
 def test_the_first_error_is_kept() -> None:

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from isabella.config.quirks import Quirks
 from isabella.config.vendors import known_vendors
-from isabella.gateway.answers import AnswerReader
-from isabella.gateway.refusals import Refusal, adapt_refusal, error_of, overflow_refusal, refuses_tools, words_of
+from isabella.gateway.refusals import Refusal, adapt_refusal, error_of, refuses_tools, words_of
 from tests.support.recorded_messages import OVERFLOWS, REFUSALS
 
 GROQ = next(vendor.quirks for vendor in known_vendors() if vendor.name == "groq")
@@ -74,19 +73,6 @@ def test_an_overflow_is_one_that_letta_recognises(name: str) -> None:
 def test_no_other_refusal_is_taken_for_an_overflow(name: str) -> None:
     """What people recorded of other refusals."""
     assert adapt(REFUSALS[name].status, REFUSALS[name].document).kind != "context_overflow"
-
-
-def test_an_overflow_that_came_with_status_200_is_refused() -> None:
-    """LM Studio begins a stream with it."""
-    reader = AnswerReader()
-    reader.feed(b"event: error\ndata: " + OVERFLOWS["LM Studio"].body.encode() + b"\n\n")
-    assert reader.error is not None
-    assert not reader.began
-    refusal = overflow_refusal(reader.error, {"content-type": "text/event-stream"}, Quirks(), now=NOW)
-    assert refusal is not None
-    assert (refusal.status, refusal.kind, refusal.window) == (400, "context_overflow", 4096)
-    assert refusal.headers["content-type"] == "application/json"
-    assert overflow_refusal({"message": "Model crashed."}, {}, Quirks(), now=NOW) is None
 
 
 @pytest.mark.parametrize(

@@ -106,14 +106,13 @@ class ModelCatalog:
         """Return the window within the known limits."""
         return min(window, *(self._caps.get(name, window) for name in (provider, f"{provider}/{model}")))
 
-    async def binding(self, handle: str, *, window: int | None = None, unasked: bool = False) -> Binding:
+    async def binding(self, handle: str, *, window: int | None = None) -> Binding:
         """Return the binding to the model of a handle; `ModelUnknown` if it does not work now, with handles that do.
 
         The handle is `PROVIDER/MODEL`, or `PROVIDER` for its default model. `window` is the largest window in tokens.
-        With `unasked`, the catalog is enough if the vendor does not answer, as at a start without a network.
         """
         try:
-            return await self._bind(handle, window, unasked=unasked)
+            return await self._bind(handle, window)
         except ModelUnknown as error:
             handles = tuple(await self.handles())
             remedy = f"{error.remedy or ''} {_offer(handles)}".strip()

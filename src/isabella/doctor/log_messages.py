@@ -54,7 +54,6 @@ class KnownMessage:
     facts: tuple[str, ...] = ()
     examples: tuple[str, ...] = ()  # the message as printed, for tests and documentation
     reason: Reason | None = None  # the refusal whose wordings recognise it, too
-    seed: bool = False  # whether the requirements of this project quote it
     correction: str | None = None  # what is true if a statement there is not
     unless: frozenset[str] = frozenset()  # ids of messages that make this one redundant on the same line
 

@@ -96,9 +96,9 @@ def rotate_log(path: Path) -> None:
         path.replace(path.with_name(f"{path.name}.1"))
 
 
-def quote_log(path: Path, lines: int = 15) -> str:
-    """Return the path and the last lines of a log, as the end of an error message."""
-    last = "".join(f"\n    {line}" for line in tail_log(path, lines))
+def quote_log(path: Path) -> str:
+    """Return the path and the last 15 lines of a log, as the end of an error message."""
+    last = "".join(f"\n    {line}" for line in tail_log(path, 15))
     return f"Its log is {path}{':' if last else ' (empty).'}{last}"
 
 

@@ -50,7 +50,6 @@ class AnswerReader:
         prompt_tokens, completion_tokens: the usage; None if the answer does not tell it.
         finish_reason: the reason for its end; None if it has not ended.
         error: the error that the vendor sent instead of, or inside, the answer, in the form of an OpenAI error.
-        began: whether a part of the answer itself has arrived.
         spoken: by what the reasoning is found again; None if it is not read, or too long.
     """
 
@@ -59,7 +58,6 @@ class AnswerReader:
         self.completion_tokens: int | None = None
         self.finish_reason: str | None = None
         self.error: Mapping[str, Any] | None = None
-        self.began = False
         self.spoken = Spoken() if keep_reasoning else None
         self._spoken_length = 0
         self._streamed: bool | None = None
@@ -104,8 +102,6 @@ class AnswerReader:
             return
         if self.spoken is not None or _TELLING.search(payload):
             self._read(payload)
-        else:
-            self.began = True
 
     def _read(self, payload: bytes) -> None:
         """Read a whole answer or an event of a streamed one."""
@@ -119,7 +115,6 @@ class AnswerReader:
         if not isinstance(choices, list):
             self.error = self.error or error_of(event)
             return
-        self.began = True
         extension = event.get("x_groq")
         self._read_usage(event.get("usage") or (extension.get("usage") if isinstance(extension, dict) else None))
         for choice in choices:

@@ -92,17 +92,6 @@ def refuses_tools(words: str) -> bool:
     return match_reason(Reason.TOOLS_REFUSED, words) is not None
 
 
-def overflow_refusal(
-    error: Mapping[str, Any], headers: Mapping[str, str], quirks: Quirks, *, now: float
-) -> Refusal | None:
-    """Return the refusal for an error that a vendor sent with status 200; None if it is about something else.
-
-    LM Studio answers a request that exceeds the context window with a stream whose first event is an error.
-    """
-    refusal = adapt_refusal(400, headers, json.dumps({"error": error}).encode(), quirks, now=now)
-    return refusal if refusal.kind == "context_overflow" else None
-
-
 def error_of(document: object) -> Mapping[str, Any] | None:
     """Return the error in a vendor's answer in the form of an OpenAI error; None if it has none."""
     if isinstance(document, list) and document:

@@ -219,10 +219,10 @@ class ApplyOutcome:
     refused_by_vendor: bool = False  #: whether it failed because the vendor refuses the configured key
 
 
-def join_some(items: Sequence[str], most: int, between: str = ", ") -> str:
+def join_some(items: Sequence[str], most: int) -> str:
     """Join the first items, and say how many more there are."""
     more = len(items) - most
-    first = between.join(items[:most])
+    first = ", ".join(items[:most])
     return english("%(names)s and %(count)s more", names=first, count=more) if more > 0 else first
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from isabella.api import compare_providers, ensure_providers, verify_providers
+    from isabella.config.choices import Strategy
     from isabella.config.settings import Settings, load_settings
-    from isabella.config.strategy import Strategy
     from isabella.errors import IsabellaError
     from isabella.letta.client import Connection
     from isabella.providers.report import Proof, ProviderReport, Receipt, Report
@@ -42,7 +42,7 @@ __all__ = [
 _HOMES = {
     "isabella.api": ("compare_providers", "ensure_providers", "verify_providers"),
     "isabella.config.settings": ("Settings", "load_settings"),
-    "isabella.config.strategy": ("Strategy",),
+    "isabella.config.choices": ("Strategy",),
     "isabella.errors": ("IsabellaError",),
     "isabella.letta.client": ("Connection",),
     "isabella.providers.report": ("Proof", "ProviderReport", "Receipt", "Report"),

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
+from isabella.config.choices import Strategy
 from isabella.config.settings import Settings, load_settings
-from isabella.config.strategy import Strategy
 from isabella.connect import connect
 from isabella.letta.client import Connection, LettaClient
 from isabella.letta.encryption import ProofMemo

@@ -21,7 +21,7 @@ from pydantic import SecretStr
 from rich.text import Text
 
 from isabella.api import compare_providers, ensure_providers
-from isabella.config.letta_lock import LettaLock
+from isabella.config.choices import LettaLock
 from isabella.config.settings import Settings, load_settings
 from isabella.embedded import Letta, Progress, Server, Step
 from isabella.embedded.instance import make_private

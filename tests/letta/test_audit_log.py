@@ -159,7 +159,11 @@ def test_a_sync_on_the_page_is_attributed_to_its_session(served: Backend) -> Non
     served.call(notifier.wait, count, 60.0)
     found = recorder.new()
     (one,) = found
-    assert (one.entry.change, one.entry.subject, one.entry.outcome) == ("provider.updated", "byok-groq", Outcome.DONE)
+    assert (one.entry.change, one.entry.subject, one.entry.outcome) == (
+        "provider.updated",
+        "byok-groq",
+        Outcome.DONE,
+    )
     assert one.entry.actor.kind is ActorKind.SESSION
     key = served.vendors.key("groq").get_secret_value()
     assert one.entry.details["key"].endswith(key[-4:])

@@ -26,7 +26,7 @@ import pytest
 from pydantic import SecretStr
 
 from compat import letta_lock
-from isabella.config.letta_lock import LettaLock
+from isabella.config.choices import LettaLock
 from isabella.embedded import InstanceStatus, Letta, Server, Step, confine, install, launch, postgres, program
 from isabella.embedded.instance import InstancePaths
 from isabella.embedded.parts import LettaPart, PostgresPart

@@ -13,8 +13,8 @@ from isabella.agents import reconcile
 from isabella.agents.definitions import AgentDefinition
 from isabella.agents.repair import find_broken
 from isabella.api import compare_providers, ensure_providers, verify_providers
+from isabella.config.choices import Strategy
 from isabella.config.settings import Settings
-from isabella.config.strategy import Strategy
 from isabella.doctor.run import DoctorOptions, apply_fixes, run_doctor
 from isabella.embedded import Letta
 from isabella.errors import LettaRefused, ModelUnknown

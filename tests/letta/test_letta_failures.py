@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from isabella.api import ensure_providers
+from isabella.config.choices import Strategy
 from isabella.config.settings import load_settings
-from isabella.config.strategy import Strategy
 from isabella.embedded import Letta
 from isabella.letta.encryption import decrypt
 from isabella.letta.llm_config import Binding

@@ -17,9 +17,9 @@ import pytest
 from pydantic import SecretStr
 
 from isabella.api import compare_providers, ensure_providers, verify_providers
+from isabella.config.choices import Strategy
 from isabella.config.gateway_address import gateway_address
 from isabella.config.settings import Settings, load_settings
-from isabella.config.strategy import Strategy
 from isabella.config.vendors import usual_vendors
 from isabella.embedded import Letta
 from isabella.letta.encryption import decrypt
@@ -324,7 +324,7 @@ def test_a_provider_of_letta_itself_is_refused(
     assert report.remedy
 
 
-# --- the four providers of the mission ----------------------------------------------------------------------------
+# --- the four vendors of a first run --------------------------------------------------------------------------------
 
 
 def brought_in_line(settings: Settings) -> Report:

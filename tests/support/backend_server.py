@@ -16,9 +16,9 @@ from anyio.from_thread import BlockingPortal
 from pydantic import SecretStr
 
 from isabella.api import ensure_providers
+from isabella.config.choices import Strategy
 from isabella.config.gateway_address import state_file
 from isabella.config.settings import Settings, load_settings
-from isabella.config.strategy import Strategy
 from isabella.embedded import Letta
 from isabella.gateway.server import GatewayServer, publish
 from isabella.letta.client import Connection

@@ -18,7 +18,7 @@ import uv
 from filelock import FileLock
 
 from isabella.embedded.child_processes import install_environment
-from isabella.system.ports import stable_ports
+from isabella.system.sockets import stable_ports
 
 MODEL = "smollm2"
 #: In tokens; the model's own is 8,192.

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from pydantic import SecretStr
 
-from isabella.config.strategy import Strategy
+from isabella.config.choices import Strategy
 from isabella.config.vendors import known_vendors
 from isabella.errors import IsabellaError
 from isabella.letta.client import LettaClient

@@ -14,7 +14,15 @@ from isabella.cli import backup as commands
 from isabella.cli import restore
 from isabella.config.settings import Settings, load_settings
 from isabella.embedded import Server, archive, backup_keys
-from isabella.embedded.backups import Backup, BackupPolicy, Contents, Reason, list_backups, settings_document, surplus
+from isabella.embedded.backups import (
+    Backup,
+    BackupPolicy,
+    Contents,
+    Reason,
+    list_backups,
+    settings_document,
+    surplus,
+)
 from isabella.errors import BackupRefused, ConfigurationError, EmbeddedError
 from isabella.providers.report import Report
 from isabella.server.metrics import Metrics

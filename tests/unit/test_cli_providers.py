@@ -14,9 +14,9 @@ import pytest
 from typer.testing import CliRunner
 
 from isabella.cli import app, main
+from isabella.config.choices import Strategy
 from isabella.config.settings import load_settings
 from isabella.config.sources import ConfigValue
-from isabella.config.strategy import Strategy
 from isabella.errors import IsabellaError, LettaUnreachable, LockTimeout
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof, ProviderReport, Receipt, Report

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from isabella.config.letta_lock import LettaLock
+from isabella.config.choices import LettaLock
 from isabella.embedded import Server, Step, install, sdist
 from isabella.embedded.instance import InstancePaths
 from isabella.errors import InstallFailed

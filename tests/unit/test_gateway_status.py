@@ -22,7 +22,7 @@ from isabella.cli import app
 from isabella.cli.tables import show_report
 from isabella.config.gateway_address import SERVICE, state_file
 from isabella.config.settings import Settings, load_settings
-from isabella.doctor.collect.gateway import collect_gateway
+from isabella.doctor.collect import collect_gateway
 from isabella.doctor.evidence import GatewayEvidence
 from isabella.errors import LettaRefused
 from isabella.gateway.client import gateway_status

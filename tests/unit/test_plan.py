@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from isabella.config.strategy import Strategy
+from isabella.config.choices import Strategy
 from isabella.config.vendors import known_vendors
 from isabella.letta.encryption import KeyMatch, KeyReading
 from isabella.letta.releases import Capabilities

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
+from isabella.config.choices import Strategy
 from isabella.config.settings import MAKE_MASTER_KEY, ProviderTypes, Settings, http_address, load_settings, variable
 from isabella.config.sources import DEFAULT, ENVIRONMENT
-from isabella.config.strategy import Strategy
 from isabella.errors import ConfigurationError
 from isabella.system.redaction import redact
 

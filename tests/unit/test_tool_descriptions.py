@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from isabella.gateway import tool_descriptions
-from isabella.gateway.tool_descriptions import with_short_descriptions
+from isabella.gateway import adapting
+from isabella.gateway.adapting import with_short_descriptions
 
 LONG = "A long description. " * 20
 
@@ -20,7 +20,7 @@ def _known_tool(monkeypatch: pytest.MonkeyPatch) -> None:
         "description": "Look it up.",
         "parameters": {"query": "What for."},
     }
-    monkeypatch.setattr(tool_descriptions, "_descriptions", lambda: {"look": short})
+    monkeypatch.setattr(adapting, "_descriptions", lambda: {"look": short})
 
 
 def tool(name: str = "look", description: str = LONG, **properties: Any) -> dict[str, Any]:

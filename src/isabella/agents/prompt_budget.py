@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from isabella.agents.context import context_ids, context_rows
-from isabella.gateway.tool_descriptions import with_short_descriptions
+from isabella.gateway.adapting import with_short_descriptions
 from isabella.letta.agents import AgentRow
 from isabella.letta.client import LettaClient
 from isabella.letta.conversations import DEFAULT

@@ -21,7 +21,7 @@ from isabella.cli.commands import (
     print_json,
     run,
 )
-from isabella.config.strategy import Strategy
+from isabella.config.choices import Strategy
 
 if TYPE_CHECKING:
     from isabella.config.settings import Settings

@@ -17,9 +17,8 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from isabella.config.api_keys import is_master_key
-from isabella.config.letta_lock import LettaLock
+from isabella.config.choices import LettaLock, Strategy
 from isabella.config.sources import DEFAULT, ConfigValue, Sources
-from isabella.config.strategy import Strategy
 from isabella.config.vendors import Vendor, known_vendors
 from isabella.errors import ConfigurationError, FileUnreadable
 from isabella.system import files, redaction

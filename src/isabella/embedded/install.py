@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from isabella.config.letta_lock import LettaLock
+from isabella.config.choices import LettaLock
 from isabella.embedded import child_processes, sdist
 from isabella.embedded.instance import InstancePaths, make_private
 from isabella.embedded.progress import Progress, step

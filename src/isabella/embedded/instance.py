@@ -32,7 +32,7 @@ from pydantic import SecretStr
 
 from isabella.errors import EmbeddedError, FileUnreadable
 from isabella.system import state
-from isabella.system.ports import stable_ports
+from isabella.system.sockets import stable_ports
 
 DEFAULT_RELEASE = "0.16.8"
 DEFAULT_INSTANCE = "default"

@@ -50,7 +50,12 @@ class Restored:
 
 
 def back_up(
-    server: Server, policy: BackupPolicy, reason: Reason, progress: Progress = no_progress, *, to: Path | None = None
+    server: Server,
+    policy: BackupPolicy,
+    reason: Reason,
+    progress: Progress = no_progress,
+    *,
+    to: Path | None = None,
 ) -> Backup:
     """Make a backup of an instance, whose Postgres is started for this if it does not run.
 

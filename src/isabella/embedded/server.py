@@ -13,9 +13,9 @@ from typing import Literal, TypeVar
 from filelock import BaseFileLock, FileLock, Timeout
 from pydantic import SecretStr
 
+from isabella.config.choices import LettaLock
 from isabella.config.gateway_address import DEFAULT_PORT as GATEWAY_PORT
 from isabella.config.gateway_address import saved_port
-from isabella.config.letta_lock import LettaLock
 from isabella.embedded import (
     backups,
     child_processes,

@@ -10,13 +10,15 @@ from __future__ import annotations
 import hashlib
 import re
 import string
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from importlib import resources
 from typing import Any, TypeGuard
 
 from isabella.config.quirks import Quirks
 from isabella.gateway.answers import ReasoningMemory
-from isabella.gateway.tool_descriptions import with_short_descriptions
 
 Message = dict[str, Any]
 Messages = list[Message]
@@ -291,3 +293,30 @@ def _selected(objects: Sequence[dict[str, Any]], only: Sequence[str], drop: Sequ
         else fields
         for fields in objects
     ]
+
+
+def with_short_descriptions(tools: object) -> object:
+    """Return the tools of a chat request with shorter descriptions of those that are Letta's own; see `tools.toml`.
+
+    Names, types and required parameters stay. Whatever else a request has in place of tools is returned as it is.
+    """
+    return [_shortened(tool) for tool in tools] if isinstance(tools, list) else tools
+
+
+def _shortened(tool: Any) -> Any:
+    match tool:
+        case {"function": {"name": str(name), "description": str(text), "parameters": {"properties": dict(known)}}}:
+            short = _descriptions().get(name)
+        case _:
+            return tool
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    if short is None or not digest.startswith(short["replaces"]) or known.keys() != short["parameters"].keys():
+        return tool
+    properties = {name: {**known[name], "description": short["parameters"][name]} for name in known}
+    parameters = {**tool["function"]["parameters"], "properties": properties}
+    return {**tool, "function": {**tool["function"], "description": short["description"], "parameters": parameters}}
+
+
+@cache
+def _descriptions() -> Mapping[str, Mapping[str, Any]]:
+    return tomllib.loads(resources.files("isabella.gateway").joinpath("tools.toml").read_text("utf-8"))

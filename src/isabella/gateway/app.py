@@ -28,15 +28,14 @@ from pydantic import SecretStr
 from isabella.config.gateway_address import SERVICE
 from isabella.gateway.adapting import adapt_request
 from isabella.gateway.answers import AnswerReader, ReasoningMemory
-from isabella.gateway.errors import Headers, error_body, json_body
 from isabella.gateway.keys import Admission, KeyKind, KeyRing, NotAdmitted
 from isabella.gateway.limits import RateLimits, parse_limits
 from isabella.gateway.quotes import without_quotes
-from isabella.gateway.refusals import adapt_refusal, refuses_tools, words_of
+from isabella.gateway.refusals import adapt_refusal, error_body, json_body, refuses_tools, words_of
 from isabella.gateway.traffic import Call, Traffic
 from isabella.providers.desired import Desired
 from isabella.system import tracing
-from isabella.system.http_server import admit
+from isabella.system.http_server import Headers, admit
 from isabella.system.redaction import mask, redact
 from isabella.system.urls import AS_SENT_HEADER, GATEWAY_PATH, client_options
 

@@ -1,4 +1,4 @@
-"""A vendor's refusals, changed so that Letta understands them.
+"""A vendor's refusals, changed so that Letta understands them, and the gateway's own.
 
 Letta 0.16.8 takes every 413 for a full context, and knows a full context only in the words of a few vendors. Its
 client tries again after a rate limit unless it is told not to.
@@ -13,8 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from isabella.config.gateway_address import SERVICE
 from isabella.config.quirks import Quirks
 from isabella.gateway.limits import Allowance, RateLimits, parse_duration, parse_limits
+from isabella.system.http_server import Headers
 from isabella.vendors.wordings import Reason, match_reason
 
 #: The statuses with which vendors answer that a request exceeds the context window.
@@ -31,6 +33,9 @@ _LONGEST_BODY = 64 * 1024
 _LONGEST_WORDS = 2_000
 #: The gateway sends the body decoded and with a length of its own.
 _OWN_HEADERS = frozenset({"content-length", "content-encoding", "transfer-encoding", "connection", "keep-alive"})
+
+#: Letta's clients try a refused request twice more unless this header says no, so a failover begins 10 s late.
+_NO_RETRY = (b"x-should-retry", b"false")
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,18 @@ def adapt_refusal(status: int, headers: Mapping[str, str], body: bytes, quirks: 
     if error is not None and overflow is not None:
         return _overflow(kept, words, _window(overflow, error))
     return Refusal(status, kept, body[:_LONGEST_BODY], words=words)
+
+
+def error_body(code: str, message: str) -> tuple[bytes, Headers]:
+    """Return the body of an error of the gateway itself, in OpenAI's shape, and its headers."""
+    body, headers = json_body({"error": {"message": message, "type": SERVICE, "param": None, "code": code}})
+    return body, [*headers, _NO_RETRY]
+
+
+def json_body(document: object) -> tuple[bytes, Headers]:
+    """Return a JSON document as a body, and its headers."""
+    body = json.dumps(document).encode()
+    return body, [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
 
 
 def refuses_tools(words: str) -> bool:

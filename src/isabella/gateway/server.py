@@ -21,8 +21,8 @@ from isabella.config.settings import Settings
 from isabella.connect import connect
 from isabella.errors import ConfigurationError
 from isabella.gateway.app import Gateway, RequestLimits
-from isabella.gateway.errors import error_body
 from isabella.gateway.keys import KeyRing
+from isabella.gateway.refusals import error_body
 from isabella.gateway.runs import RunMonitor
 from isabella.gateway.traffic import Traffic, VendorTraffic
 from isabella.letta.client import Connection

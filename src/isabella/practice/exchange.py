@@ -34,12 +34,12 @@ from isabella.practice.wire import (
     to_json,
     tokens_of,
 )
+from isabella.system.http_server import Headers
 from isabella.system.redaction import mask
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
 
 _LARGEST_BODY = 64 * 1024 * 1024
 #: Seconds that a client has to read the first part of an answer before its connection is reset.

@@ -16,7 +16,7 @@ from typing import Any
 import anyio
 from pydantic import SecretStr
 
-from isabella.config.strategy import Strategy
+from isabella.config.choices import Strategy
 from isabella.errors import IsabellaError, LettaError, LettaRefused
 from isabella.letta.encryption import ProofMemo
 from isabella.letta.releases import Capabilities

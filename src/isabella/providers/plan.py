@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from isabella.config.strategy import Strategy
+from isabella.config.choices import Strategy
 from isabella.letta.encryption import KeyMatch, KeyReading, mistaken_for_encrypted
 from isabella.letta.releases import Capabilities
 from isabella.letta.store import StoredProvider

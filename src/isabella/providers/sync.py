@@ -9,7 +9,7 @@ from functools import partial
 
 import anyio.to_thread
 
-from isabella.config.strategy import Strategy
+from isabella.config.choices import Strategy
 from isabella.errors import LettaError
 from isabella.letta.encryption import KeyMatch, KeyReading, ProofMemo, read_back
 from isabella.letta.releases import Capabilities

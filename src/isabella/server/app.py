@@ -10,7 +10,9 @@ from typing import Any
 import anyio
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from isabella.agents.embeddings import PREFIX, address_secret
 from isabella.api import ensure_providers
@@ -22,11 +24,13 @@ from isabella.server.api import agents, conversations, embeddings, memory, statu
 from isabella.server.api.openai import chat, models, paths, responses
 from isabella.server.errors import handle_errors
 from isabella.server.request_limits import RequestLimits
-from isabella.server.request_spans import RequestSpans
 from isabella.server.runtime import Runtime
 from isabella.server.web import app as web
 from isabella.server.web.languages import LanguageMiddleware
 from isabella.system import tracing
+
+#: Requests that come all the time, or never end.
+_WITHOUT_SPAN = ("/health", "/ready", "/metrics", "/console/static/")
 
 
 def create_app(
@@ -72,7 +76,7 @@ def create_app(
     app.add_middleware(LanguageMiddleware)
     app.add_middleware(paths.PlainPaths)
     if tracing.enabled():
-        app.add_middleware(RequestSpans)
+        app.add_middleware(_RequestSpans)
     handle_errors(app)
     # `paths` answers for all other paths of the OpenAI format.
     for module in (status, turns, models, chat, responses, paths, agents, conversations, memory, embeddings):
@@ -130,3 +134,31 @@ def lifespan(
         yield
 
     return run
+
+
+class _RequestSpans:
+    """Records each request as a span, within the trace that its `traceparent` names."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on within a span."""
+        if scope["type"] != "http" or scope["path"].startswith(_WITHOUT_SPAN) or scope["path"].endswith("/live"):
+            await self._app(scope, receive, send)
+            return
+        method, parent = scope["method"], Headers(scope=scope).get("traceparent")
+        with tracing.span(method, tracing.SpanKind.SERVER, parent=parent, method=method) as span:
+
+            async def send_with_status(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    span.set(status_code=message["status"])
+                await send(message)
+
+            try:
+                await self._app(scope, receive, send_with_status)
+            finally:
+                # The path itself may have the name of an agent, or a secret.
+                route = getattr(scope.get("route"), "path", None) or f"/{scope['path'].split('/')[1]}"
+                span.rename(f"{method} {route}")
+                span.set(route=route)

@@ -28,9 +28,8 @@ from pydantic import SecretStr
 from isabella.errors import IsabellaError, LockTimeout, UnverifiedPeer
 from isabella.system import processes, state
 from isabella.system.peers import Peer, hooks
-from isabella.system.ports import stable_ports
 from isabella.system.processes import ChildProcess
-from isabella.system.sockets import listening_socket
+from isabella.system.sockets import listening_socket, stable_ports
 from isabella.system.urls import client_options
 
 HOST = "127.0.0.1"

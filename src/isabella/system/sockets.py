@@ -1,13 +1,16 @@
-"""Listening sockets, and how many files a process may open."""
+"""Listening sockets, ports for them, and how many files a process may open."""
 
 from __future__ import annotations
 
 import errno
 import os
+import random
 import resource
 import socket
 import struct
+from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 #: The errors of `accept` if the process or the system is short of descriptors or memory.
 SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -27,6 +30,12 @@ _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, po
 _REQUEST = struct.Struct("=BBBxI")  # inet_diag_req_v2 up to the id: family, protocol, extensions, states
 _ID = struct.Struct("!HH16s28x")  # inet_diag_sockid: port, port of the peer, address, and what is not used here
 _ANSWER = struct.Struct(f"=4x{_ID.size}x16xI")  # inet_diag_msg: the inode
+
+_RANGE_FILE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+#: The ranges of Linux and macOS together.
+_USUAL_RANGE = range(32768, 65536)
+#: Ports that need no privilege, without the lowest ones, which other servers are known for.
+_CANDIDATES = range(10_000, 65_536)
 
 
 class ListeningSocket(socket.socket):
@@ -163,6 +172,24 @@ def listening_sockets(port: int, *, ipv6: bool) -> list[tuple[str, int]]:
                 if listens_on == port:
                     found.append((socket.inet_ntop(family, address[: 16 if ipv6 else 4]), inode))
                 answer = answer[(size + 3) & ~3 :]
+
+
+def stable_ports() -> Iterator[int]:
+    """Yield, in random order, the ports that the system gives to no outgoing connection.
+
+    A server whose port is in that range may find it taken after a restart.
+    """
+    outgoing = _outgoing_ports()
+    ports = [port for port in _CANDIDATES if port not in outgoing]
+    yield from random.sample(ports, len(ports))
+
+
+def _outgoing_ports() -> range:
+    try:
+        first, last = map(int, _RANGE_FILE.read_text().split())
+    except (OSError, ValueError):
+        return _USUAL_RANGE
+    return range(first, last + 1)
 
 
 def _is_listened_on(family: int, host: str, port: int) -> bool:

@@ -17,9 +17,9 @@ import anyio
 
 from isabella.api import ensure_providers
 from isabella.config import key_commands
+from isabella.config.choices import Strategy
 from isabella.config.editing import shown_variables
 from isabella.config.settings import Settings, WatchMode
-from isabella.config.strategy import Strategy
 from isabella.connect import connect
 from isabella.errors import ConfigurationError, IsabellaError
 from isabella.letta.client import Connection

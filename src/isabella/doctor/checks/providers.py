@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from isabella.config.strategy import Strategy
+from isabella.config.choices import Strategy
 from isabella.doctor.evidence import AgentEvidence, Evidence, LettaEvidence, ProviderEvidence
 from isabella.doctor.findings import Finding, Outcome, PassedCheck, Unknown, finding, name_some
 from isabella.doctor.layers import Layer

@@ -14,7 +14,6 @@ from isabella.agents.model_catalog import probe_binding
 from isabella.config.settings import Settings
 from isabella.connect import connect
 from isabella.doctor.collect import configuration as collect_configuration
-from isabella.doctor.collect.gateway import collect_gateway
 from isabella.doctor.collect.letta import LettaCollector
 from isabella.doctor.evidence import (
     AgentEvidence,
@@ -25,10 +24,11 @@ from isabella.doctor.evidence import (
     VendorEvidence,
 )
 from isabella.embedded.instance import InstancePaths
-from isabella.errors import AgentUnknown, IsabellaError, LettaUnreachable
+from isabella.errors import AgentUnknown, GatewayError, IsabellaError, LettaUnreachable
 from isabella.letta.client import Connection
 from isabella.letta.llm_config import Binding
 from isabella.providers.desired import Desired, select_providers
+from isabella.providers.report import GatewayState
 from isabella.system.english import english
 from isabella.system.files import read
 from isabella.system.tasks import gather
@@ -98,6 +98,28 @@ async def collect(
     if options.probe and connection is not None and letta.rows is not None:
         evidence = replace(evidence, probes=await _probe(evidence, connection))
     return evidence, usable, connection
+
+
+async def collect_gateway(settings: Settings) -> GatewayEvidence | None:
+    """Return whether the gateway of these settings runs, and what it has; None without one. Never raises."""
+    if not settings.uses_gateway:
+        return None
+    # Imported late: without a gateway, nothing of it is needed.
+    from isabella.gateway import process
+    from isabella.gateway.client import gateway_status, read_traffic
+
+    status = await gateway_status(settings)
+    if status is None:
+        return None
+    evidence = GatewayEvidence(status, here=process.starts_here(settings))
+    running = process.daemon(settings.home).recorded()
+    if status.state is not GatewayState.RUNS or not evidence.here or running is None:
+        return evidence
+    try:
+        traffic = await anyio.to_thread.run_sync(read_traffic, settings.home, running)
+    except GatewayError as error:
+        return GatewayEvidence(status, unread=error.what)
+    return GatewayEvidence(status, providers=traffic.providers)
 
 
 def _tool_sandbox(connection: Connection) -> str | None:

@@ -1,4 +1,4 @@
-"""The strategy for syncing providers."""
+"""Settings that are one of a few words: the strategy of a sync, and the lock of Letta's dependencies."""
 
 from __future__ import annotations
 
@@ -14,3 +14,11 @@ class Strategy(StrEnum):
     RECREATE = "recreate"
     #: Never DELETE.
     IN_PLACE = "in-place"
+
+
+class LettaLock(StrEnum):
+    """The operator's choice between fixed dependencies and those that Letta's makers tested."""
+
+    #: Isabella's lock, without known holes, if there is one for the release; otherwise the original.
+    PATCHED = "patched"
+    ORIGINAL = "original"

@@ -16,7 +16,7 @@ from bench.results import Results
 from bench.setup import Servers
 from isabella.config.settings import Settings, load_settings
 from isabella.embedded import Server, Step, restoring
-from isabella.embedded.backups import Backup, BackupPolicy, Reason
+from isabella.embedded.backups import Backup, BackupPolicy, BackupReason
 from isabella.letta.llm_config import Binding
 from isabella.practice import PracticeVendors
 from tests.support.backup_rows import furnish
@@ -58,7 +58,7 @@ def _measure_in(server: Server, settings: Settings, key: x25519.Identity, rounds
 
     def back_up() -> Backup:
         to.unlink(missing_ok=True)
-        return restoring.back_up(server, policy, Reason.MANUAL, to=to)
+        return restoring.back_up(server, policy, BackupReason.MANUAL, to=to)
 
     seconds, made = _timed(rounds, back_up)
     results.add("backup_seconds", statistics.median(seconds), "", seconds)

@@ -16,7 +16,7 @@ from isabella.embedded import Letta
 from isabella.server.auth import COOKIE, CSRF_HEADER
 from isabella.server.web.conversations import ChatAddress
 from isabella.system import audit
-from isabella.system.audit import ActorKind, Outcome, Record
+from isabella.system.audit import ActorKind, ChangeOutcome, Record
 from tests.support.audit_table import COMMANDS, ROUTES
 from tests.support.backend_server import TOKEN, Backend, published_backend
 from tests.support.command import Command
@@ -64,7 +64,7 @@ class Recorder:
             answer = client.request(method, path, headers=headers, **options)
         assert answer.status_code < 300, (route, answer.status_code, answer.text)
         (one,) = self.new()
-        assert one.entry.outcome is Outcome.DONE, one
+        assert one.entry.outcome is ChangeOutcome.DONE, one
         assert one.entry.change == ROUTES[route]
         assert one.entry.actor.kind is (ActorKind.SESSION if console else ActorKind.TOKEN)
         assert one.entry.actor.via == f"{method} {path}"
@@ -162,7 +162,7 @@ def test_a_sync_on_the_page_is_attributed_to_its_session(served: Backend) -> Non
     assert (one.entry.change, one.entry.subject, one.entry.outcome) == (
         "provider.updated",
         "byok-groq",
-        Outcome.DONE,
+        ChangeOutcome.DONE,
     )
     assert one.entry.actor.kind is ActorKind.SESSION
     key = served.vendors.key("groq").get_secret_value()
@@ -200,7 +200,7 @@ def test_every_command_that_changes_something_has_one_change(served: Backend, co
         assert ended.code == code, ended.out + ended.err
         (one,) = recorder.new()
         assert (one.entry.change, one.entry.subject) == (COMMANDS[words], subject)
-        assert one.entry.outcome is Outcome.DONE
+        assert one.entry.outcome is ChangeOutcome.DONE
         user = pwd.getpwuid(os.getuid()).pw_name
         assert one.entry.actor == audit.Actor(ActorKind.OPERATOR, user, via=f"isabella {words}")
         return one

@@ -22,12 +22,12 @@ from isabella.api import ensure_providers
 from isabella.config.settings import Settings, load_settings
 from isabella.connect import embedded_connection
 from isabella.embedded import Server, databases, key_rotation, program, restoring
-from isabella.embedded.backups import BackupPolicy, Reason, list_backups
-from isabella.embedded.databases import Access, Snapshot
+from isabella.embedded.backups import BackupPolicy, BackupReason, list_backups
+from isabella.embedded.databases import DatabaseAccess, Snapshot
 from isabella.letta.llm_config import Binding
 from isabella.practice import PracticeVendors
 from isabella.system import audit, state
-from isabella.system.audit import Outcome
+from isabella.system.audit import ChangeOutcome
 from tests.support.backup_rows import AGENTS, all_rows, copy_rows, furnish, secrets
 from tests.support.letta_admin import open_admin
 
@@ -134,7 +134,7 @@ def test_a_backup_is_one_state_while_messages_arrive(case: Case, monkeypatch: py
                 yield piece
 
     monkeypatch.setattr(Snapshot, "dump", dump)
-    made = restoring.back_up(case.source, BackupPolicy.of(case.settings), Reason.MANUAL, to=case.file)
+    made = restoring.back_up(case.source, BackupPolicy.of(case.settings), BackupReason.MANUAL, to=case.file)
     assert len(all_rows(_url(case.source))["messages"]) == len(case.rows["messages"]) + 7
     assert case.file.stat().st_mode & 0o777 == 0o600
     assert (made.size, [*case.folder.glob(".isabella*")]) == (case.file.stat().st_size, [])
@@ -234,9 +234,9 @@ def test_it_is_restored_with_proven_providers(case: Case) -> None:
     assert found["agent_environment_variables.value_enc of WEATHER_TOKEN"] == "of-the-weather"
     assert not case.target.status().running
     (before,) = list_backups(case.folder / "made")
-    assert before.reason is Reason.RESTORE
+    assert before.reason is BackupReason.RESTORE
     restored = [one for one in audit.records(case.home) if one.entry.change == "backup.restored"][-1]
-    assert (restored.entry.actor.via, restored.entry.outcome) == ("isabella backup restore", Outcome.DONE)
+    assert (restored.entry.actor.via, restored.entry.outcome) == ("isabella backup restore", ChangeOutcome.DONE)
     # What was there before it can be brought back.
     verified = restoring.verify(case.target, before.path, [case.identity])
     assert verified.contents.counted()["messages"] == len(case.rows["messages"])
@@ -277,7 +277,7 @@ def test_one_is_made_before_a_change(case: Case, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(key_rotation, "begin", stop)
     with pytest.raises(Stop):
         server.rekey()
-    assert [one.reason for one in list_backups(own)] == [Reason.REKEY]
+    assert [one.reason for one in list_backups(own)] == [BackupReason.REKEY]
     case.source.down()
     monkeypatch.setattr(program, "start", stop)
     with server.database() as access:
@@ -288,7 +288,7 @@ def test_one_is_made_before_a_change(case: Case, monkeypatch: pytest.MonkeyPatch
             with pytest.raises(Stop):
                 replace(server, backups=BackupPolicy.of(settings)).up()
             assert len(list_backups(own)) == made
-    assert list_backups(own)[0].reason is Reason.MIGRATION
+    assert list_backups(own)[0].reason is BackupReason.MIGRATION
 
 
 def _url(server: Server) -> SecretStr:
@@ -297,7 +297,7 @@ def _url(server: Server) -> SecretStr:
     return server._database(postmaster)
 
 
-def _databases(access: Access) -> set[str]:
+def _databases(access: DatabaseAccess) -> set[str]:
     with psycopg.connect(access.admin_url().get_secret_value()) as database:
         names = database.execute("SELECT datname FROM pg_database WHERE datname LIKE 'letta%'").fetchall()
     return {name for (name,) in names}

@@ -19,7 +19,7 @@ from isabella.embedded.encrypted_columns import ValueState
 from isabella.letta.llm_config import Binding
 from isabella.practice import PracticeVendors
 from isabella.system import audit
-from isabella.system.audit import Outcome
+from isabella.system.audit import ChangeOutcome
 from tests.support.letta_admin import LettaAdmin, open_admin
 from tests.support.letta_encryption import OTHER_MASTER_KEY, seal
 
@@ -153,7 +153,7 @@ def test_the_master_key_is_changed_and_agents_answer(deps: House) -> None:
         "master_key.made",
         "master_key.changed",
     ]
-    assert (of_this[-1].entry.actor.via, of_this[-1].entry.outcome) == ("isabella letta rekey", Outcome.DONE)
+    assert (of_this[-1].entry.actor.via, of_this[-1].entry.outcome) == ("isabella letta rekey", ChangeOutcome.DONE)
     for text in (finished.stdout, finished.stderr, deps.server.paths.letta_log.read_text()):
         for secret in (key, deps.server._key()):
             assert secret is not None

@@ -29,7 +29,7 @@ from isabella.config.gateway_address import saved_port, state_file
 from isabella.config.settings import Settings, load_settings
 from isabella.errors import GatewayError
 from isabella.gateway import app, keys, process
-from isabella.gateway.app import RequestLimits
+from isabella.gateway.app import GatewayLimits
 from isabella.gateway.process import GatewayPart
 from isabella.letta.client import Connection
 from isabella.practice import PracticeVendors
@@ -51,7 +51,7 @@ from tests.support.raw_vendor import (
 
 _MIB = 1024 * 1024
 #: Short, so that the tests are; large enough for the slowest machine.
-LIMITS = RequestLimits(head_seconds=1.0, body_seconds=2.0, largest=_MIB)
+LIMITS = GatewayLimits(head_seconds=1.0, body_seconds=2.0, largest=_MIB)
 RAW_KEY = "raw-key-of-the-tests-0123456789"
 CHAT, RAW_CHAT = "/isabella-gateway/byok-groq/v1/chat/completions", "/isabella-gateway/raw/v1/chat/completions"
 BODY = json.dumps(

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from isabella.config.gateway_address import state_file
 from isabella.config.settings import Settings
 from isabella.errors import ConfigurationError
-from isabella.gateway.app import TOKEN_HEADER, RequestLimits
+from isabella.gateway.app import TOKEN_HEADER, GatewayLimits
 from isabella.gateway.server import FindLetta, GatewayServer, publish
 from isabella.letta.client import Connection
 from isabella.practice.overlay import ConfigSnapshot
@@ -157,7 +157,7 @@ class Served:
 
 @contextmanager
 def served_gateway(
-    settings: Settings, *, find: FindLetta = no_letta, limits: RequestLimits | None = None
+    settings: Settings, *, find: FindLetta = no_letta, limits: GatewayLimits | None = None
 ) -> Iterator[Served]:
     """A gateway in a thread."""
     listener, token, folder = listen(0), SecretStr(TOKEN), state_file(settings.home).parent

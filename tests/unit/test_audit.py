@@ -23,7 +23,7 @@ from isabella.errors import LettaError
 from isabella.letta import paths
 from isabella.letta.http import LettaHttp
 from isabella.system import audit, redaction
-from isabella.system.audit import Actor, ActorKind, Outcome, Record
+from isabella.system.audit import Actor, ActorKind, ChangeOutcome, Record
 from tests.support import access_table
 from tests.support.audit_table import COMMANDS, ROUTES
 
@@ -77,7 +77,7 @@ def test_a_failure_says_why_and_an_interruption_is_no_success(tmp_path: Path) ->
     unfinished = audit.Change("agent.renamed", "Ada", {})
     unfinished.begin(tmp_path)
     failed, unforeseen, interrupted = audit.records(tmp_path)
-    assert (failed.entry.outcome, failed.entry.error) == (Outcome.FAILED, "Letta is gone.")
+    assert (failed.entry.outcome, failed.entry.error) == (ChangeOutcome.FAILED, "Letta is gone.")
     assert unforeseen.entry.error == "ValueError"
     assert (failed.interrupted, interrupted.interrupted) == (False, True)
     shown = runner.invoke(app, ["audit", "--failed", "--home", str(tmp_path)])
@@ -100,7 +100,7 @@ def test_writes_within_a_change_are_part_of_it(tmp_path: Path) -> None:
     with audit.change("agent.switched", "Ada"):
         pass
     (only,) = audit.records(tmp_path)
-    assert (only.entry.change, only.entry.outcome) == ("agent.duplicated", Outcome.DONE)
+    assert (only.entry.change, only.entry.outcome) == ("agent.duplicated", ChangeOutcome.DONE)
     with audit.temporary(), audit.writing(tmp_path, "agent.created", "probe"):
         pass
     assert len(list(audit.records(tmp_path))) == 1

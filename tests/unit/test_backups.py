@@ -17,8 +17,8 @@ from isabella.embedded import Server, archive, backup_keys
 from isabella.embedded.backups import (
     Backup,
     BackupPolicy,
+    BackupReason,
     Contents,
-    Reason,
     list_backups,
     settings_document,
     surplus,
@@ -41,7 +41,7 @@ def settings(home: Path, **variables: str) -> Settings:
     return load_settings(environment={"GROQ_API_KEY": CANARY, **variables}, home=home)
 
 
-def touch(folder: Path, day: int, reason: Reason, source: str = "0.16.8") -> Path:
+def touch(folder: Path, day: int, reason: BackupReason, source: str = "0.16.8") -> Path:
     """A file with the name of a backup of that day, and so many bytes."""
     folder.mkdir(exist_ok=True)
     path = folder / f"isabella-{source}-202611{day:02}T030000000000Z-{reason.value}.age"
@@ -51,15 +51,15 @@ def touch(folder: Path, day: int, reason: Reason, source: str = "0.16.8") -> Pat
 
 def test_backups_are_listed_the_newest_first(tmp_path: Path) -> None:
     """By their names; other files, and those of other instances if one is named, are left out."""
-    touch(tmp_path, 2, Reason.NIGHTLY)
-    touch(tmp_path, 5, Reason.REKEY, "0.16.8-work")
-    touch(tmp_path, 3, Reason.MANUAL)
+    touch(tmp_path, 2, BackupReason.NIGHTLY)
+    touch(tmp_path, 5, BackupReason.REKEY, "0.16.8-work")
+    touch(tmp_path, 3, BackupReason.MANUAL)
     (tmp_path / "key-something.age").touch()
     (tmp_path / "isabella-0.16.8-20261399T030000000000Z-manual.age").touch()
     assert [(one.at.day, one.reason, one.size) for one in list_backups(tmp_path)] == [
-        (5, Reason.REKEY, 5),
-        (3, Reason.MANUAL, 3),
-        (2, Reason.NIGHTLY, 2),
+        (5, BackupReason.REKEY, 5),
+        (3, BackupReason.MANUAL, 3),
+        (2, BackupReason.NIGHTLY, 2),
     ]
     assert [one.at.day for one in list_backups(tmp_path, "0.16.8")] == [3, 2]
     assert list_backups(tmp_path / "missing") == []
@@ -68,14 +68,14 @@ def test_backups_are_listed_the_newest_first(tmp_path: Path) -> None:
 def test_the_newest_of_each_automatic_kind_are_kept(tmp_path: Path) -> None:
     """A kind does not push out another one, nor an instance another one, and manual backups are never deleted."""
     for day in range(1, 10):
-        for reason in (Reason.NIGHTLY, Reason.MANUAL):
+        for reason in (BackupReason.NIGHTLY, BackupReason.MANUAL):
             touch(tmp_path, day, reason)
-    touch(tmp_path, 1, Reason.REKEY)
-    touch(tmp_path, 1, Reason.NIGHTLY, "0.16.8-work")
+    touch(tmp_path, 1, BackupReason.REKEY)
+    touch(tmp_path, 1, BackupReason.NIGHTLY, "0.16.8-work")
     gone = surplus(list_backups(tmp_path), 7)
     assert sorted((one.source, one.reason, one.at.day) for one in gone) == [
-        ("0.16.8", Reason.NIGHTLY, 1),
-        ("0.16.8", Reason.NIGHTLY, 2),
+        ("0.16.8", BackupReason.NIGHTLY, 1),
+        ("0.16.8", BackupReason.NIGHTLY, 2),
     ]
 
 
@@ -219,7 +219,7 @@ class Night:
         at = (self.now.date - age).timestamp()
         os.utime(self.version, (at, at))
 
-    def _back_up(self, _server: Server, policy: BackupPolicy, reason: Reason) -> Backup:
+    def _back_up(self, _server: Server, policy: BackupPolicy, reason: BackupReason) -> Backup:
         self.made += 1
         if self.failure is not None:
             raise self.failure

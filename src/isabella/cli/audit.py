@@ -80,7 +80,7 @@ def _records(home: Path, begin: datetime | None) -> Iterator[Record]:
 
 
 def _matches(one: Record, by: str | None, change: str | None, subject: str | None, *, failed: bool) -> bool:
-    from isabella.system.audit import Outcome
+    from isabella.system.audit import ChangeOutcome
 
     entry, actor = one.entry, one.entry.actor
     who = " ".join((actor.kind.value, actor.name, actor.address, actor.via)).casefold()
@@ -88,7 +88,7 @@ def _matches(one: Record, by: str | None, change: str | None, subject: str | Non
         (by is None or by.casefold() in who)
         and (change is None or entry.change == change or entry.change.startswith(f"{change}."))
         and (subject is None or subject.casefold() in entry.subject.casefold())
-        and (not failed or entry.outcome is not Outcome.DONE)
+        and (not failed or entry.outcome is not ChangeOutcome.DONE)
     )
 
 

@@ -50,11 +50,11 @@ def create(
     """Make a backup: database, master key and settings, in one encrypted file. Agents can have turns meanwhile."""
     from isabella.cli.progress import show_progress
     from isabella.embedded import restoring
-    from isabella.embedded.backups import Reason
+    from isabella.embedded.backups import BackupReason
 
     server, policy = _server(release, instance, home, env_file)
     with show_progress() as progress:
-        made = restoring.back_up(server, policy, Reason.MANUAL, progress, to=to and to.absolute())
+        made = restoring.back_up(server, policy, BackupReason.MANUAL, progress, to=to and to.absolute())
     if as_json:
         print_json(_as_json(made))
     else:

@@ -25,7 +25,7 @@ from isabella.config.api_keys import is_master_key
 from isabella.config.settings import Settings, variable
 from isabella.config.vendors import known_vendors
 from isabella.embedded import archive, backup_keys, databases, encrypted_columns, postgres
-from isabella.embedded.databases import Access
+from isabella.embedded.databases import DatabaseAccess
 from isabella.embedded.encrypted_columns import StoredValue, ValueState
 from isabella.embedded.instance import InstancePaths, histories_folder, make_private
 from isabella.errors import BackupRefused, EmbeddedError, FileUnreadable, IsabellaError
@@ -47,7 +47,7 @@ COUNTED = {
 }
 
 
-class Reason(StrEnum):
+class BackupReason(StrEnum):
     """Why a backup was made."""
 
     MANUAL = "manual"
@@ -58,7 +58,7 @@ class Reason(StrEnum):
 
 
 _HISTORY = re.compile(r"[0-9a-z-]{1,80}")  # another name could lead out of the folder
-_NAME = re.compile(rf"isabella-(?P<source>.+)-(?P<at>\d{{8}}T\d{{12}}Z)-(?P<reason>{'|'.join(Reason)})\.age")
+_NAME = re.compile(rf"isabella-(?P<source>.+)-(?P<at>\d{{8}}T\d{{12}}Z)-(?P<reason>{'|'.join(BackupReason)})\.age")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Backup:
     path: Path
     source: str  # release and instance, as in the name of its folder
     at: datetime
-    reason: Reason
+    reason: BackupReason
     size: int  # in bytes
 
 
@@ -130,28 +130,28 @@ def list_backups(folder: Path, source: str | None = None) -> list[Backup]:
         with suppress(OSError, ValueError):
             if match is not None and source in (None, match["source"]):
                 at = datetime.strptime(match["at"], _STAMP).replace(tzinfo=UTC)
-                found.append(Backup(path, match["source"], at, Reason(match["reason"]), path.stat().st_size))
+                found.append(Backup(path, match["source"], at, BackupReason(match["reason"]), path.stat().st_size))
     return sorted(found, key=lambda one: (one.at, one.path.name), reverse=True)
 
 
 def surplus(backups: Sequence[Backup], keep: int) -> list[Backup]:
     """Return the automatic backups that are not among the newest of their instance and kind. Manual ones are kept."""
-    kept: dict[tuple[str, Reason], int] = {}
+    kept: dict[tuple[str, BackupReason], int] = {}
     found = []
     for one in sorted(backups, key=lambda one: one.at, reverse=True):
         kind = (one.source, one.reason)
         kept[kind] = kept.get(kind, 0) + 1
-        if one.reason is not Reason.MANUAL and kept[kind] > keep:
+        if one.reason is not BackupReason.MANUAL and kept[kind] > keep:
             found.append(one)
     return found
 
 
 def create(
     paths: InstancePaths,
-    access: Access,
+    access: DatabaseAccess,
     keys: Sequence[SecretStr],
     policy: BackupPolicy,
-    reason: Reason,
+    reason: BackupReason,
     *,
     to: Path | None = None,
 ) -> Backup:
@@ -213,7 +213,9 @@ def create(
     return Backup(path, paths.folder.name, at, reason, size)
 
 
-def read_into(access: Access, name: str, path: Path, identities: Sequence[x25519.Identity], release: str) -> Contents:
+def read_into(
+    access: DatabaseAccess, name: str, path: Path, identities: Sequence[x25519.Identity], release: str
+) -> Contents:
     """Fill an empty database from a backup, and compare its rows with those that were counted.
 
     Raises:
@@ -245,7 +247,7 @@ def read_into(access: Access, name: str, path: Path, identities: Sequence[x25519
     return contents
 
 
-def opened_values(access: Access, name: str, path: Path, contents: Contents) -> list[StoredValue]:
+def opened_values(access: DatabaseAccess, name: str, path: Path, contents: Contents) -> list[StoredValue]:
     """Decrypt every encrypted value with the master keys of the backup.
 
     Raises:

@@ -50,7 +50,7 @@ WHERE table_schema = 'public' AND table_type = 'BASE TABLE' ORDER BY table_name
 
 
 @dataclass(frozen=True)
-class Access:
+class DatabaseAccess:
     """Letta's database in a Postgres that runs, and databases beside it."""
 
     letta: SecretStr  # its URL, as the role that owns it
@@ -58,13 +58,13 @@ class Access:
     own: bool = False  # whether the Postgres is the operator's own
 
     @classmethod
-    def of_instance(cls, port: int, superuser_password: SecretStr, password: SecretStr) -> Access:
+    def of_instance(cls, port: int, superuser_password: SecretStr, password: SecretStr) -> DatabaseAccess:
         """Return the access to the Postgres of an instance, at a port of loopback."""
         admin = postgres.database_url(port, superuser_password, user=postgres.SUPERUSER, name="postgres")
         return cls(postgres.database_url(port, password), admin)
 
     @classmethod
-    def of_own(cls, database: OwnPostgres) -> Access:
+    def of_own(cls, database: OwnPostgres) -> DatabaseAccess:
         """Return the access to a Postgres of the operator's own, with the one role that is known."""
         url = database.client_url
         return cls(url, _named(url, "postgres"), own=True)
@@ -139,7 +139,7 @@ def count_rows(connection: Connection[Any]) -> dict[str, int]:
 
 
 @contextmanager
-def scratch_database(access: Access) -> Iterator[str]:
+def scratch_database(access: DatabaseAccess) -> Iterator[str]:
     """Create an empty database beside Letta's, and drop it at the end, unless it has taken its place.
 
     What killed processes have left is dropped first: the caller holds the lock of these databases.
@@ -176,7 +176,7 @@ def scratch_database(access: Access) -> Iterator[str]:
 
 
 @contextmanager
-def alone(access: Access, seconds: float) -> Iterator[None]:
+def alone(access: DatabaseAccess, seconds: float) -> Iterator[None]:
     """Hold the lock of the databases beside Letta's, which holds for every home; `LockTimeout` after some seconds."""
     import psycopg
 
@@ -194,7 +194,7 @@ def alone(access: Access, seconds: float) -> Iterator[None]:
         raise EmbeddedError(f"Letta's database cannot be used: {redact(str(error)).strip()}") from error
 
 
-def drop_leftovers(access: Access) -> None:
+def drop_leftovers(access: DatabaseAccess) -> None:
     """Drop the databases that were made here; the caller holds their lock. After a failure the next call does it."""
     import psycopg
 
@@ -206,7 +206,7 @@ def drop_leftovers(access: Access) -> None:
                 _drop(access, name)
 
 
-def _drop(access: Access, name: str) -> None:
+def _drop(access: DatabaseAccess, name: str) -> None:
     from psycopg import sql
 
     with postgres.connect(access.admin) as connection:
@@ -241,7 +241,7 @@ def analyze(url: SecretStr) -> None:
         connection.execute("ANALYZE")
 
 
-def take_place(access: Access, name: str) -> None:
+def take_place(access: DatabaseAccess, name: str) -> None:
     """Rename a database to the name of Letta's, in one transaction, which is done or not done at all.
 
     The former one is dropped by `drop_leftovers`. Connections to either are ended; Letta must not be running.

@@ -22,7 +22,7 @@ from isabella.system import state
 
 
 @dataclass(frozen=True)
-class LettaProcess:
+class ForegroundLetta:
     """The command and the environment of a Letta process. The environment has secrets, the command none."""
 
     command: tuple[str, ...]
@@ -33,7 +33,7 @@ class LettaProcess:
         os.execve(self.command[0], self.command, self.environment)  # noqa: S606
 
 
-def letta_process(settings: Settings, host: str, port: int, release: str = DEFAULT_RELEASE) -> LettaProcess:
+def letta_process(settings: Settings, host: str, port: int, release: str = DEFAULT_RELEASE) -> ForegroundLetta:
     """Prepare Letta's database and folder, and return the process to run.
 
     Raises:
@@ -67,7 +67,7 @@ def letta_process(settings: Settings, host: str, port: int, release: str = DEFAU
     command = [*program.launch_command(paths), "server", "--secure", "--host", host, "--port", str(port)]
     # Letta writes files relative to its working directory, and reads a `.env` there.
     os.chdir(paths.server_home)
-    return LettaProcess(tuple(command), environment)
+    return ForegroundLetta(tuple(command), environment)
 
 
 def _secrets(settings: Settings) -> tuple[SecretStr, SecretStr, SecretStr]:

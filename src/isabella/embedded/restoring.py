@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from isabella.embedded import backups, databases, encrypted_columns, postgres
-from isabella.embedded.backups import Backup, BackupPolicy, Contents, Reason
-from isabella.embedded.databases import Access
+from isabella.embedded.backups import Backup, BackupPolicy, BackupReason, Contents
+from isabella.embedded.databases import DatabaseAccess
 from isabella.embedded.encrypted_columns import StoredValue
 from isabella.embedded.instance import make_home, make_private
 from isabella.embedded.os_users import postgres_user
@@ -52,7 +52,7 @@ class Restored:
 def back_up(
     server: Server,
     policy: BackupPolicy,
-    reason: Reason,
+    reason: BackupReason,
     progress: Progress = no_progress,
     *,
     to: Path | None = None,
@@ -126,7 +126,7 @@ def restore(
 
 def _read(
     server: Server,
-    access: Access,
+    access: DatabaseAccess,
     name: str,
     path: Path,
     identities: Sequence[x25519.Identity],
@@ -140,14 +140,14 @@ def _read(
         return Verified(contents, Counter(value.state.value for value in values)), values
 
 
-def _save_former(server: Server, access: Access, progress: Progress) -> Iterator[Backup]:
+def _save_former(server: Server, access: DatabaseAccess, progress: Progress) -> Iterator[Backup]:
     """Make a backup of the data that are there, if there are any, unless the settings say no."""
     policy = server.backups
     if policy is None or not policy.before_changes:
         return
     if postgres.current_revision(access.letta) is not None:
         with step(progress, "backup", "of the database before it is replaced"):
-            yield backups.create(server.paths, access, server.current_keys(), policy, Reason.RESTORE)
+            yield backups.create(server.paths, access, server.current_keys(), policy, BackupReason.RESTORE)
 
 
 @contextmanager

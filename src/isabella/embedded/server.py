@@ -26,8 +26,8 @@ from isabella.embedded import (
     postgres,
     program,
 )
-from isabella.embedded.backups import BackupPolicy, Reason
-from isabella.embedded.databases import Access
+from isabella.embedded.backups import BackupPolicy, BackupReason
+from isabella.embedded.databases import DatabaseAccess
 from isabella.embedded.encrypted_columns import StoredValue, ValueState
 from isabella.embedded.instance import (
     DEFAULT_INSTANCE,
@@ -233,7 +233,7 @@ class Server:
             postmaster = self._open_postgres(None if self.own is not None else self._cluster(), progress)
             known = self._known_keys(former)
             key = self.master_key or SecretStr(token_hex(32))
-            self._back_up(Reason.REKEY, postmaster, known, progress)
+            self._back_up(BackupReason.REKEY, postmaster, known, progress)
             with (
                 encrypted_columns.hold_sync_lock(self._client_url(postmaster)),
                 audit.change("master_key.changed", paths.folder.name, home=self.home),
@@ -243,14 +243,14 @@ class Server:
                 return self._up(progress)
 
     @contextmanager
-    def database(self, progress: Progress = no_progress, *, create: bool = False) -> Iterator[Access]:
+    def database(self, progress: Progress = no_progress, *, create: bool = False) -> Iterator[DatabaseAccess]:
         """Yield access to the database, which is started if it does not run, and stopped again afterwards.
 
         With `create`, cluster, role and database are created if they are missing, also where one was lost.
         """
         if self.own is not None:
             self.own.prepare()
-            yield Access.of_own(self.own)
+            yield DatabaseAccess.of_own(self.own)
             return
         paths = self.paths
         with self._locked(paths.lock, progress):
@@ -517,7 +517,7 @@ class Server:
         def start(port: int) -> ServerRun:
             migrate = not is_migrated()
             if migrate:
-                self._back_up(Reason.MIGRATION, postmaster, self.current_keys(), progress)
+                self._back_up(BackupReason.MIGRATION, postmaster, self.current_keys(), progress)
             environ = program.environment(
                 paths,
                 port=port,
@@ -547,7 +547,7 @@ class Server:
             return self._letta(run, postmaster, key, started=True)
 
     def _back_up(
-        self, reason: Reason, postmaster: Postmaster | None, keys: Sequence[SecretStr], progress: Progress
+        self, reason: BackupReason, postmaster: Postmaster | None, keys: Sequence[SecretStr], progress: Progress
     ) -> None:
         """Make a backup before a change, unless there is nothing to lose or the settings say no."""
         policy, access = self.backups, self._access(postmaster)
@@ -557,12 +557,12 @@ class Server:
             with step(progress, "backup", f"of the database, {reason.value.replace('-', ' ')}"):
                 backups.create(self.paths, access, keys, policy, reason)
 
-    def _access(self, postmaster: Postmaster | None) -> Access:
+    def _access(self, postmaster: Postmaster | None) -> DatabaseAccess:
         if self.own is not None:
-            return Access.of_own(self.own)
+            return DatabaseAccess.of_own(self.own)
         if postmaster is None:
             raise StartFailed(f"Postgres of Letta {self.release} does not run.", remedy="isabella letta up")
-        return Access.of_instance(postmaster.port, self._superuser_password(), self._password())
+        return DatabaseAccess.of_instance(postmaster.port, self._superuser_password(), self._password())
 
     def _is_migrated(self, postmaster: Postmaster | None, head: str) -> bool:
         return postgres.current_revision(self._client_url(postmaster)) == head

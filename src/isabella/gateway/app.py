@@ -67,7 +67,7 @@ _MOST_TRACES = 10_000
 
 
 @dataclass(frozen=True)
-class RequestLimits:
+class GatewayLimits:
     """The limits of a request to the gateway.
 
     Attributes:
@@ -101,11 +101,11 @@ class Gateway:
     """
 
     def __init__(
-        self, keys: KeyRing, traffic: Traffic, token: SecretStr, limits: RequestLimits | None = None
+        self, keys: KeyRing, traffic: Traffic, token: SecretStr, limits: GatewayLimits | None = None
     ) -> None:
         self.keys = keys
         self.traffic = traffic
-        self._limits = limits or RequestLimits()
+        self._limits = limits or GatewayLimits()
         self._token = token.get_secret_value().encode()
         self._clients: dict[str, httpx.AsyncClient] = {}
         self.reasoning = ReasoningMemory()
@@ -466,7 +466,7 @@ def _is_plain(path: str) -> bool:
     )
 
 
-async def _read_body(receive: Receive, limits: RequestLimits) -> bytes:
+async def _read_body(receive: Receive, limits: GatewayLimits) -> bytes:
     """Return the body of a request.
 
     Raises:

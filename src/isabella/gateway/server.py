@@ -20,7 +20,7 @@ from isabella.config.gateway_address import state_file
 from isabella.config.settings import Settings
 from isabella.connect import connect
 from isabella.errors import ConfigurationError
-from isabella.gateway.app import Gateway, RequestLimits
+from isabella.gateway.app import Gateway, GatewayLimits
 from isabella.gateway.keys import KeyRing
 from isabella.gateway.refusals import error_body
 from isabella.gateway.runs import RunMonitor
@@ -70,9 +70,9 @@ class GatewayServer:
         *,
         find: FindLetta | None = None,
         tls: Tls | None = None,
-        limits: RequestLimits | None = None,
+        limits: GatewayLimits | None = None,
     ) -> None:
-        limits = limits or RequestLimits()
+        limits = limits or GatewayLimits()
         self._file = folder / "traffic.json"
         self._listener = listener
         self.traffic = Traffic(_load(self._file))

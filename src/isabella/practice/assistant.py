@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from isabella.practice.prompt import Prompt, Reply, ToolCall, best_match, same_words, sentences
+from isabella.practice.prompt import ChatPrompt, Reply, ToolCall, best_match, same_words, sentences
 
 _LONGEST_COUNT = 5_000
 #: The patterns are for what people say; on a megabyte of text some of them take minutes.
@@ -71,7 +71,7 @@ _RECEIPTS = {
 }
 
 
-def reply(prompt: Prompt, *, identity: str) -> Reply:
+def reply(prompt: ChatPrompt, *, identity: str) -> Reply:
     """Return the assistant's next step; `identity` is who it is, such as "gpt-oss-120b at Cerebras"."""
     planned = _plan(prompt, identity)
     calls = planned.calls
@@ -86,7 +86,7 @@ def reply(prompt: Prompt, *, identity: str) -> Reply:
     return Reply(planned.reasoning, calls=tuple(_completed(call, planned, prompt) for call in calls))
 
 
-def _completed(call: ToolCall, planned: Reply, prompt: Prompt) -> ToolCall:
+def _completed(call: ToolCall, planned: Reply, prompt: ChatPrompt) -> ToolCall:
     """Return a call with all arguments that its tool asks for."""
     if call.name not in prompt.tools:
         return call
@@ -95,7 +95,7 @@ def _completed(call: ToolCall, planned: Reply, prompt: Prompt) -> ToolCall:
     return prompt.tools[call.name].call(arguments | {**call.arguments}, reasoning=planned.reasoning, filler=filler)
 
 
-def _plan(prompt: Prompt, identity: str) -> Reply:
+def _plan(prompt: ChatPrompt, identity: str) -> Reply:
     if _SUMMARY_REQUEST.search(prompt.user_text):
         return Reply("I am asked for a summary.", _summary(prompt))
     if "memory_finish_edits" in prompt.tools:
@@ -107,7 +107,7 @@ def _plan(prompt: Prompt, identity: str) -> Reply:
     return planned or _converse(text, prompt, identity)
 
 
-def _search(text: str, prompt: Prompt) -> Reply | None:
+def _search(text: str, prompt: ChatPrompt) -> Reply | None:
     match = _SEARCH.search(text)
     if match is None:
         return None
@@ -118,7 +118,7 @@ def _search(text: str, prompt: Prompt) -> Reply | None:
     return _recall(query, prompt)
 
 
-def _edit(text: str, prompt: Prompt) -> Reply | None:
+def _edit(text: str, prompt: ChatPrompt) -> Reply | None:
     """Change a text in a block, or take out the line that the user wants forgotten."""
     change, forget = _CHANGE.match(text), _FORGET.match(text)
     tool = next((tool for tool in _REPLACE if tool in prompt.tools), None)
@@ -135,7 +135,7 @@ def _edit(text: str, prompt: Prompt) -> Reply | None:
     return Reply("I find no such thing.", "I have nothing like that in my memory.") if forget else None
 
 
-def _remember(text: str, prompt: Prompt) -> Reply | None:
+def _remember(text: str, prompt: ChatPrompt) -> Reply | None:
     fact = _fact_to_remember(text, prompt.previous_user_text)
     if fact is None and prompt.before_user and prompt.before_user[-1].text == _ASK_WHAT:
         fact = _statement(text) or None
@@ -151,7 +151,7 @@ def _remember(text: str, prompt: Prompt) -> Reply | None:
     return Reply("I have no tool for this.", "I have no memory that I could write to.")
 
 
-def _converse(text: str, prompt: Prompt, identity: str) -> Reply:
+def _converse(text: str, prompt: ChatPrompt, identity: str) -> Reply:
     if match := _COUNT.search(text):
         numbers = range(1, min(int(match["number"]), _LONGEST_COUNT) + 1)
         return Reply("I will count.", " ".join(str(number) for number in numbers))
@@ -171,7 +171,7 @@ def _converse(text: str, prompt: Prompt, identity: str) -> Reply:
     return Reply("I am told something.", "Thank you for telling me. Is there anything you would like me to remember?")
 
 
-def _recall(question: str, prompt: Prompt) -> Reply:
+def _recall(question: str, prompt: ChatPrompt) -> Reply:
     """Answer from the blocks about the user, from what the user said, or from the blocks about the agent."""
     for facts in (prompt.facts, _told(prompt), prompt.own_facts):
         if fact := best_match(question, facts):
@@ -179,7 +179,7 @@ def _recall(question: str, prompt: Prompt) -> Reply:
     return Reply("I find nothing about that.", "I do not know that yet. You can ask me to remember it.")
 
 
-def _report_result(prompt: Prompt) -> Reply:
+def _report_result(prompt: ChatPrompt) -> Reply:
     """Say how the last tool call ended."""
     result = [message for message in prompt.after_user if message.role == "tool"][-1]
     calls = [call for message in prompt.after_user for call in message.calls]
@@ -196,7 +196,7 @@ def _report_result(prompt: Prompt) -> Reply:
     return Reply("The tool is done.", _RECEIPTS.get(call.name, "Done."))
 
 
-def _tidy_memory(prompt: Prompt) -> Reply:
+def _tidy_memory(prompt: ChatPrompt) -> Reply:
     """As a sleep-time agent, store what the user told in the transcript, one fact in each step, then finish."""
     calls = [call for message in prompt.after_user for call in message.calls]
     if any(call.name == "memory_finish_edits" for call in calls):
@@ -213,7 +213,7 @@ def _tidy_memory(prompt: Prompt) -> Reply:
     return Reply("There is nothing more to store.", calls=(ToolCall("memory_finish_edits", {}),))
 
 
-def _summary(prompt: Prompt) -> str:
+def _summary(prompt: ChatPrompt) -> str:
     lines: list[str] = []
     for text in prompt.transcript or [message.text for message in prompt.before_user if message.role == "user"]:
         # An earlier summary comes wrapped in JSON; its lines are kept.
@@ -252,7 +252,7 @@ def _statement(text: str) -> str:
     return ""
 
 
-def _told(prompt: Prompt) -> list[str]:
+def _told(prompt: ChatPrompt) -> list[str]:
     """Return what the user has told so far, with later corrections made."""
     facts: list[str] = []
     texts = [message.text[:20_000] for message in prompt.before_user if message.role in ("user", "system")]
@@ -269,11 +269,11 @@ def _told(prompt: Prompt) -> list[str]:
     return facts
 
 
-def _is_known(fact: str, prompt: Prompt) -> bool:
+def _is_known(fact: str, prompt: ChatPrompt) -> bool:
     return any(same_words(fact, known) for known in prompt.facts + prompt.own_facts)
 
 
-def _add(prompt: Prompt, fact: str, order: str) -> ToolCall | None:
+def _add(prompt: ChatPrompt, fact: str, order: str) -> ToolCall | None:
     """Return the call that stores a fact where the user's order says; None if it is known or no tool can store it."""
     archive = (
         ToolCall("archival_memory_insert", {"content": fact}) if "archival_memory_insert" in prompt.tools else None

@@ -27,8 +27,8 @@ from isabella.practice.vendor import ActiveFaults, PracticeVendor, Progress, Rou
 from isabella.practice.wire import (
     END_OF_STREAM,
     Generation,
-    ListedModel,
     ModelCompletion,
+    PracticeModel,
     embeddings_answer,
     endless_tokens,
     to_json,
@@ -205,7 +205,7 @@ class VendorExchange:
             body = shape.filled(**values, request_id=self._request_id, retry_after=f"{retry_after or 0:g}")
         await self._respond(shape.status, body, headers)
 
-    async def _complete(self, request: ReceivedRequest, model: ListedModel, faults: ActiveFaults) -> None:
+    async def _complete(self, request: ReceivedRequest, model: PracticeModel, faults: ActiveFaults) -> None:
         identity = f"{model.id} at {self._profile.title} (a practice vendor)"
         reply = assistant.reply(read_prompt(request.body), identity=identity)
         reasons = model.reasons and self._profile.wants_reasoning(request.body)

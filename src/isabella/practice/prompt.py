@@ -100,7 +100,7 @@ class OfferedTool:
 
 
 @dataclass(frozen=True)
-class Prompt:
+class ChatPrompt:
     """A chat request as the assistant reads it; the messages are oldest first, the system message left out.
 
     `forced` is the tool that the request forces, if it forces one; `must_call` says whether it wants any tool called.
@@ -162,7 +162,7 @@ class Reply:
     calls: tuple[ToolCall, ...] = ()
 
 
-def read_prompt(body: Mapping[str, Any]) -> Prompt:
+def read_prompt(body: Mapping[str, Any]) -> ChatPrompt:
     """Read an OpenAI chat request. A part that is missing or malformed counts as absent."""
     system: list[str] = []
     messages: list[PromptMessage] = []
@@ -179,7 +179,7 @@ def read_prompt(body: Mapping[str, Any]) -> Prompt:
     tools = {} if choice == "none" else {tool.name: tool for tool in _offered_tools(body)}
     function = choice.get("function") if isinstance(choice, dict) else None
     forced = str(function["name"]) if isinstance(function, dict) and "name" in function else None
-    return Prompt(
+    return ChatPrompt(
         blocks=tuple(_blocks("\n".join(system))),
         messages=tuple(messages),
         tools=tools,

@@ -12,7 +12,7 @@ from isabella.practice import strictness
 from isabella.practice.limits import LimitDecision, go_duration
 from isabella.practice.strictness import Objection
 from isabella.practice.vendor import PracticeVendor, Route, VendorFault
-from isabella.practice.wire import CHARACTERS_PER_TOKEN, ListedModel, Profile, RefusalShape, overflow_wordings
+from isabella.practice.wire import CHARACTERS_PER_TOKEN, PracticeModel, Profile, RefusalShape, overflow_wordings
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ReceivedRequest:
     valid: bool
 
     @property
-    def model(self) -> ListedModel | None:
+    def model(self) -> PracticeModel | None:
         """The model that the body names, if the vendor has it."""
         name = self.body.get("model")
         return self.profile.models.get(name) if isinstance(name, str) else None

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from isabella.practice.wire import ListedModel, Profile, profile
+from isabella.practice.wire import PracticeModel, Profile, profile
 
 # Mistral answers 422 `extra_forbidden` to every field that is not in its schema, null or not. These are the fields of
 # the request and of the messages in its SDK.
@@ -60,7 +60,7 @@ class Objection:
     problem: Mapping[str, Any] | None = None
 
 
-def objections(vendor: str, body: Mapping[str, Any], model: ListedModel | None = None) -> tuple[Objection, ...]:
+def objections(vendor: str, body: Mapping[str, Any], model: PracticeModel | None = None) -> tuple[Objection, ...]:
     """Return everything in a request to a model that this vendor is known to refuse."""
     checks = {"mistral": _mistral, "cerebras": _cerebras, "groq": _groq, "longcat": _longcat}
     return tuple(checks[vendor](body, model) if vendor in checks else _by_data(profile(vendor), body))
@@ -96,7 +96,7 @@ def _has(call: object, path: str) -> bool:
     return call is not None
 
 
-def _mistral(body: Mapping[str, Any], model: ListedModel | None) -> Iterator[Objection]:
+def _mistral(body: Mapping[str, Any], model: PracticeModel | None) -> Iterator[Objection]:
     for name in body:
         if name not in _MISTRAL_FIELDS:
             yield _extra("body", name, given=body[name])
@@ -142,14 +142,14 @@ def _extra(*place: str | int, given: object) -> Objection:
     return Objection(f"{'.'.join(map(str, place))}: {said}", problem=problem)
 
 
-def _cerebras(body: Mapping[str, Any], model: ListedModel | None) -> Iterator[Objection]:
+def _cerebras(body: Mapping[str, Any], model: PracticeModel | None) -> Iterator[Objection]:
     paths = [name for name in _CEREBRAS_REFUSED if body.get(name) is not None]
     paths += [f"messages.{index}.{role}.{name}" for index, role, name in _refused_in_messages(body)]
     for path in paths:
         yield Objection(f"{path}: property '{path}' is unsupported")
 
 
-def _groq(body: Mapping[str, Any], model: ListedModel | None) -> Iterator[Objection]:
+def _groq(body: Mapping[str, Any], model: PracticeModel | None) -> Iterator[Objection]:
     for name in _GROQ_REFUSED:
         if body.get(name) is not None:
             yield Objection(f"property '{name}' is unsupported")
@@ -173,7 +173,7 @@ def _groq(body: Mapping[str, Any], model: ListedModel | None) -> Iterator[Object
         )
 
 
-def _longcat(body: Mapping[str, Any], model: ListedModel | None) -> Iterator[Objection]:
+def _longcat(body: Mapping[str, Any], model: PracticeModel | None) -> Iterator[Objection]:
     for name in _LONGCAT_REFUSED:
         if body.get(name) is not None:
             yield Objection(f"Unsupported parameter: {name}")

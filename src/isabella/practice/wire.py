@@ -43,7 +43,7 @@ _COMMON_WORDS = frozenset(_COMMON_WORDS_TEXT.split())
 
 
 @dataclass(frozen=True)
-class ListedModel:
+class PracticeModel:
     """A model on a vendor's list; `item` is its entry there, `dimensions` the length of its embedding vectors.
 
     `window` and `max_output` are in tokens; `openrouter` is its entry in a list in the format of OpenRouter.
@@ -116,8 +116,8 @@ class Profile:
     limit_headers: Mapping[str, str]
     allowance: Mapping[str, int]
     output_limit_fields: tuple[str, ...]
-    models: Mapping[str, ListedModel]
-    listed: tuple[ListedModel, ...]
+    models: Mapping[str, PracticeModel]
+    listed: tuple[PracticeModel, ...]
     refusals: Mapping[str, RefusalShape] = field(repr=False)
     refusal_of_status: Mapping[str, str] = field(repr=False)
     extra_fields: Mapping[str, dict[str, Any]] = field(default_factory=dict)
@@ -186,7 +186,7 @@ def _vendors_toml() -> dict[str, Any]:
 
 def _profile(name: str, data: dict[str, Any], refusal_of_status: Mapping[str, str]) -> Profile:
     common = dict.fromkeys(data.pop("null_fields", ())) | data.pop("common_fields", {})
-    listed = [ListedModel(**entry | {"item": common | entry["item"]}) for entry in data.pop("models")]
+    listed = [PracticeModel(**entry | {"item": common | entry["item"]}) for entry in data.pop("models")]
     refusals = data.pop("refusals")
     return Profile(
         name=name,
@@ -204,7 +204,7 @@ def _profile(name: str, data: dict[str, Any], refusal_of_status: Mapping[str, st
 
 
 @dataclass(frozen=True)
-class Token:
+class AnswerToken:
     """A piece of a reply that a model generates in one step; `call` is the number of its tool call, from 0."""
 
     kind: Literal["reasoning", "text", "name", "arguments"]
@@ -212,24 +212,24 @@ class Token:
     call: int = 0
 
 
-def tokens_of(reply: Reply, *, reasons: bool) -> Iterator[Token]:
+def tokens_of(reply: Reply, *, reasons: bool) -> Iterator[AnswerToken]:
     """Yield the tokens of a reply: reasoning and text word by word, tool calls in pieces."""
     for words in _STREAM_PIECE.findall(reply.reasoning) if reasons else ():
-        yield Token("reasoning", words)
+        yield AnswerToken("reasoning", words)
     for words in _STREAM_PIECE.findall(reply.text):
-        yield Token("text", words)
+        yield AnswerToken("text", words)
     for number, call in enumerate(reply.calls):
-        yield Token("name", call.name, number)
+        yield AnswerToken("name", call.name, number)
         arguments = json.dumps(call.arguments, ensure_ascii=False)
         for start in range(0, len(arguments), _ARGUMENT_PIECE):
-            yield Token("arguments", arguments[start : start + _ARGUMENT_PIECE], number)
+            yield AnswerToken("arguments", arguments[start : start + _ARGUMENT_PIECE], number)
 
 
-def endless_tokens(reply: Reply, *, reasons: bool) -> Iterator[Token]:
+def endless_tokens(reply: Reply, *, reasons: bool) -> Iterator[AnswerToken]:
     """Yield the tokens of a model that repeats itself without end; it calls no tool."""
     words = (reply.text or reply.reasoning).split() or ["on"]
     reasoning = tokens_of(Reply(reply.reasoning), reasons=reasons)
-    return chain(reasoning, cycle([Token("text", f"{word} ") for word in words]))
+    return chain(reasoning, cycle([AnswerToken("text", f"{word} ") for word in words]))
 
 
 class Generation:
@@ -241,7 +241,7 @@ class Generation:
         cut: whether the limit came before the end.
     """
 
-    def __init__(self, tokens: Iterable[Token], limit: int | None = None) -> None:
+    def __init__(self, tokens: Iterable[AnswerToken], limit: int | None = None) -> None:
         self._tokens = tokens
         self._limit = limit
         self.tokens = 0
@@ -249,7 +249,7 @@ class Generation:
         self.calls = 0
         self.cut = False
 
-    def __iter__(self) -> Iterator[Token]:
+    def __iter__(self) -> Iterator[AnswerToken]:
         for token in self._tokens:
             if self.tokens == self._limit:
                 self.cut = True
@@ -293,7 +293,7 @@ class ModelCompletion:
             call_ids=tuple(profile.call_id.replace("%", _random(profile.call_id_length)) for _ in range(calls)),
         )
 
-    def whole(self, tokens: Iterable[Token], generation: Generation) -> dict[str, Any]:
+    def whole(self, tokens: Iterable[AnswerToken], generation: Generation) -> dict[str, Any]:
         """Return the completion as one JSON object; the tokens are those of the generation."""
         told = list(tokens)
         text, reasoning = _joined(told, "text"), _joined(told, "reasoning")
@@ -332,7 +332,7 @@ class ModelCompletion:
 
     def _deltas(self, generation: Generation) -> Iterator[dict[str, Any]]:
         """Yield what each token adds; Mistral sends each tool call in one piece."""
-        held_back: list[Token] = []
+        held_back: list[AnswerToken] = []
         for token in generation:
             if token.kind in ("text", "reasoning"):
                 yield self._text_delta(token)
@@ -343,20 +343,20 @@ class ModelCompletion:
         for number in range(generation.calls if held_back else 0):
             yield {"content": "", "tool_calls": [self._call(held_back, number) | {"index": number}]}
 
-    def _text_delta(self, token: Token) -> dict[str, Any]:
+    def _text_delta(self, token: AnswerToken) -> dict[str, Any]:
         if token.kind == "text":
             return {"content": token.text}
         if self.profile.reasoning == "parts":
             return {"content": [_thinking(token.text)]}
         return {self.profile.reasoning: token.text}
 
-    def _call_piece(self, token: Token) -> dict[str, Any]:
+    def _call_piece(self, token: AnswerToken) -> dict[str, Any]:
         if token.kind == "name":
             return _tool_call(self.call_ids[token.call], token.text, "") | {"index": token.call}
         extra = self.profile.extra_fields.get("call_piece", {})
         return {"index": token.call} | extra | {"function": {"arguments": token.text}}
 
-    def _call(self, tokens: Iterable[Token], number: int) -> dict[str, Any]:
+    def _call(self, tokens: Iterable[AnswerToken], number: int) -> dict[str, Any]:
         """Return a tool call as far as it was generated."""
         own = [token for token in tokens if token.call == number]
         return _tool_call(self.call_ids[number], _joined(own, "name"), _joined(own, "arguments"))
@@ -402,7 +402,7 @@ def embed(text: str, dimensions: int) -> list[float]:
     return [value / norm for value in vector]
 
 
-def embeddings_answer(model: ListedModel, body: Mapping[str, Any], *, id: str) -> dict[str, Any]:
+def embeddings_answer(model: PracticeModel, body: Mapping[str, Any], *, id: str) -> dict[str, Any]:
     """Return the answer to an embeddings request."""
     given = body["input"]
     texts = [given] if isinstance(given, str) else [str(text) for text in given]
@@ -427,7 +427,7 @@ def _tool_call(call_id: str, name: str, arguments: str) -> dict[str, Any]:
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def _joined(tokens: Iterable[Token], kind: str) -> str:
+def _joined(tokens: Iterable[AnswerToken], kind: str) -> str:
     return "".join(token.text for token in tokens if token.kind == kind)
 
 

@@ -74,7 +74,7 @@ class GuessDelay:
 
 
 @dataclass(frozen=True)
-class Refusal:
+class AccessRefusal:
     """Why a request is not admitted."""
 
     status: int
@@ -101,7 +101,7 @@ class Access:
     open_prefix: str
     delay: GuessDelay
 
-    async def decide(self, scope: Scope) -> Session | Refusal | None:
+    async def decide(self, scope: Scope) -> Session | AccessRefusal | None:
         """Return why a request is refused, or the session that admits it; None if something else admits it."""
         headers, path = Headers(scope=scope), scope["path"]
         if self.token is None:
@@ -145,7 +145,7 @@ class Access:
 class AuthMiddleware:
     """An ASGI middleware that passes on admitted requests only. `page` renders refusals for browsers."""
 
-    def __init__(self, app: ASGIApp, access: Access, page: Callable[[Request, Refusal], Response]) -> None:
+    def __init__(self, app: ASGIApp, access: Access, page: Callable[[Request, AccessRefusal], Response]) -> None:
         self._app = app
         self._access = access
         self._page = page
@@ -156,7 +156,7 @@ class AuthMiddleware:
             await self._app(scope, receive, send)
             return
         decision = _UNAUTHORIZED if scope["type"] == "websocket" else await self._access.decide(scope)
-        if isinstance(decision, Refusal):
+        if isinstance(decision, AccessRefusal):
             await self._answer(decision, scope)(scope, receive, send)
             return
         scope[_SESSION] = decision
@@ -165,7 +165,7 @@ class AuthMiddleware:
         with audit.acting(self._access.actor(scope, decision)):
             await self._app(scope, receive, send)
 
-    def _answer(self, refusal: Refusal, scope: Scope) -> Response:
+    def _answer(self, refusal: AccessRefusal, scope: Scope) -> Response:
         request = Request({**scope, "type": "http"})
         if wants_page(request.headers):
             response = self._page(request, refusal)
@@ -302,7 +302,7 @@ def _is_link(path: str, method: str, headers: Headers) -> bool:
     )
 
 
-_UNAUTHORIZED = Refusal(
+_UNAUTHORIZED = AccessRefusal(
     401,
     Problem(
         code="unauthorized",
@@ -312,7 +312,7 @@ _UNAUTHORIZED = Refusal(
         ),
     ),
 )
-_FOREIGN = Refusal(
+_FOREIGN = AccessRefusal(
     403,
     Problem(
         code="foreign_origin",
@@ -321,4 +321,4 @@ _FOREIGN = Refusal(
     ),
 )
 _CODE, _MESSAGE, _REMEDY = UNKNOWN_HOST
-_UNKNOWN_HOST = Refusal(421, Problem(code=_CODE, message=_MESSAGE, remedy=_REMEDY))
+_UNKNOWN_HOST = AccessRefusal(421, Problem(code=_CODE, message=_MESSAGE, remedy=_REMEDY))

@@ -13,7 +13,7 @@ import structlog
 
 from isabella.config.settings import Settings
 from isabella.embedded import Server, postgres, restoring
-from isabella.embedded.backups import Backup, BackupPolicy, Reason, list_backups
+from isabella.embedded.backups import Backup, BackupPolicy, BackupReason, list_backups
 from isabella.errors import IsabellaError
 from isabella.locks.postgres import leads
 from isabella.server.readiness import BackupStatus
@@ -54,7 +54,7 @@ class NightlyBackups:
         server: Server,
         policy: BackupPolicy,
         clock: Clock | None = None,
-        back_up: Callable[[Server, BackupPolicy, Reason], Backup] = restoring.back_up,
+        back_up: Callable[[Server, BackupPolicy, BackupReason], Backup] = restoring.back_up,
     ) -> None:
         self._runtime = runtime
         self._server = server
@@ -86,7 +86,7 @@ class NightlyBackups:
     def overdue(self) -> bool:
         """Return whether the last night had none. A database that is newer than that is not overdue."""
         cluster = postgres.find_cluster(self._server.paths) if self._server.own is None else None
-        nightly = [one.at for one in self._list() if one.reason is Reason.NIGHTLY]
+        nightly = [one.at for one in self._list() if one.reason is BackupReason.NIGHTLY]
         try:
             created = datetime.fromtimestamp((cluster.data / "PG_VERSION").stat().st_mtime, UTC) if cluster else None
         except OSError:
@@ -101,7 +101,7 @@ class NightlyBackups:
             if turns is not None and not await leads(turns.deps.gate.advisory, "backup"):
                 return
             made = await anyio.to_thread.run_sync(
-                partial(self._back_up, self._server, self._policy, Reason.NIGHTLY), abandon_on_cancel=True
+                partial(self._back_up, self._server, self._policy, BackupReason.NIGHTLY), abandon_on_cancel=True
             )
         except IsabellaError as error:
             self._fail(joined([part for part in (error.what, error.remedy) if part]))

@@ -69,7 +69,7 @@ class Actor:
     via: str = ""
 
 
-class Outcome(StrEnum):
+class ChangeOutcome(StrEnum):
     """How a change ended."""
 
     BEGUN = "begun"
@@ -94,7 +94,7 @@ class Entry:
     id: str
     change: str
     subject: str
-    outcome: Outcome
+    outcome: ChangeOutcome
     actor: Actor
     details: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
@@ -114,7 +114,7 @@ class Entry:
             return cls(
                 **{
                     **document,
-                    "outcome": Outcome(document["outcome"]),
+                    "outcome": ChangeOutcome(document["outcome"]),
                     "actor": Actor(**{**actor, "kind": ActorKind(actor["kind"])}),
                 }
             )
@@ -136,7 +136,7 @@ class Change:
         """Append its first line, unless it is there already."""
         if self._home is None:
             self._home = home
-            self._append(Outcome.BEGUN)
+            self._append(ChangeOutcome.BEGUN)
 
     def end(self, error: BaseException | None) -> None:
         """Append its second line, if anything was written."""
@@ -144,14 +144,14 @@ class Change:
             # The message of an error of Isabella's has no secret; another one's is not known.
             what = getattr(error, "what", None)
             self.error = str(what) if what else type(error).__name__
-        self._append(Outcome.FAILED if self.error else Outcome.DONE)
+        self._append(ChangeOutcome.FAILED if self.error else ChangeOutcome.DONE)
 
-    def _append(self, outcome: Outcome) -> None:
+    def _append(self, outcome: ChangeOutcome) -> None:
         if self._home is None:
             return
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         details = {name: value for name, value in self.details.items() if value not in (None, "", (), [])}
-        error = self.error[:_LONGEST_TEXT] if outcome is Outcome.FAILED else ""
+        error = self.error[:_LONGEST_TEXT] if outcome is ChangeOutcome.FAILED else ""
         entry = Entry(at, self._id, self._change, self._subject, outcome, current_actor(), details, error)
         append(self._home, entry)
 
@@ -326,7 +326,7 @@ def records(home: Path) -> Iterator[Record]:
             first = begun.get(entry.id)
             begun[entry.id] = entry if first is None else Entry(**{**vars(entry), "at": first.at})
     for entry in begun.values():
-        yield Record(entry, entry.outcome is Outcome.BEGUN)
+        yield Record(entry, entry.outcome is ChangeOutcome.BEGUN)
 
 
 def _entries(path: Path) -> Iterator[Entry]:

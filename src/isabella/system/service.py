@@ -56,7 +56,7 @@ WantedBy=default.target
 
 
 @dataclass(frozen=True)
-class ServiceStatus:
+class UnitStatus:
     """The state of the service: whether it is installed, starts by itself, and runs now."""
 
     file: Path
@@ -150,18 +150,18 @@ class Service:
             self._run("systemctl", "--user", "daemon-reload")
         return True
 
-    def status(self) -> ServiceStatus:
+    def status(self) -> UnitStatus:
         """Return whether it is installed, starts by itself, and runs."""
         if not self.file.exists():
-            return ServiceStatus(self.file, installed=False, enabled=False, active=False)
+            return UnitStatus(self.file, installed=False, enabled=False, active=False)
         if self.platform == "darwin":
             loaded = self._succeeds("launchctl", "print", f"{self._domain}/{NAME}")
-            return ServiceStatus(self.file, installed=True, enabled=loaded, active=loaded)
+            return UnitStatus(self.file, installed=True, enabled=loaded, active=loaded)
         enabled, active = (
             self._succeeds("systemctl", "--user", question, f"{NAME}.service")
             for question in ("is-enabled", "is-active")
         )
-        return ServiceStatus(self.file, installed=True, enabled=enabled, active=active)
+        return UnitStatus(self.file, installed=True, enabled=enabled, active=active)
 
     def starts_before_login(self) -> bool:
         """Have services of this user start with the machine, not with a login. Return whether they do."""

@@ -17,8 +17,8 @@ from isabella.server.auth import (
     COOKIE,
     LOGIN,
     Access,
+    AccessRefusal,
     FormRefused,
-    Refusal,
     address_of,
     is_same_origin,
     is_token,
@@ -60,7 +60,7 @@ class SignIn:
         """Return the route."""
         return Route(LOGIN, self._answer, methods=["GET", "POST"], include_in_schema=False)
 
-    def refuse(self, request: Request, refusal: Refusal) -> Response:
+    def refuse(self, request: Request, refusal: AccessRefusal) -> Response:
         """Return the page for a request that is not admitted."""
         if refusal.status == 401:
             return self._page(request, 401, english("This browser has no valid session."))

@@ -17,7 +17,7 @@ import psycopg
 from psycopg import sql
 from pydantic import SecretStr
 
-from isabella.embedded import instance, postgres
+from isabella.embedded import ports, postgres
 from isabella.embedded.instance import InstancePaths, make_home, make_private
 from isabella.embedded.os_users import postgres_user, system_folder
 from isabella.embedded.postgres import Cluster
@@ -96,7 +96,7 @@ def operators_postgres(home: Path) -> Iterator[OperatorsPostgres]:
     cluster = postgres.prepare_cluster(paths)
     superuser, password = SecretStr(token_hex(32)), SecretStr(f"canary-{token_hex(12)}")
     cluster.make(superuser)
-    port = cluster.start(instance.choose_port(5434)).port
+    port = cluster.start(ports.choose_port(5434)).port
     running = OperatorsPostgres(cluster, port, superuser, password)
     try:
         with running.connect() as connection:

@@ -35,7 +35,7 @@ from bench.own_postgres import OperatorsPostgres, operators_postgres
 from bench.results import Results
 from bench.setup import Servers
 from isabella.embedded import Server
-from isabella.embedded.instance import choose_port
+from isabella.embedded.ports import choose_port
 from isabella.practice import NAMES, PracticeVendors
 from isabella.practice.vendor import Request
 

@@ -26,7 +26,7 @@ from bench.results import Results
 from bench.setup import Servers, Setup
 from bench.timing import Way, alternate, medians
 from isabella.embedded import Letta, Server, postgres
-from isabella.embedded.instance import choose_port
+from isabella.embedded.ports import choose_port
 from isabella.practice import NAMES, PracticeVendors
 
 _TURNS = 100

@@ -13,8 +13,6 @@ from isabella.letta.client import Connection, configured_connection
 if TYPE_CHECKING:
     from isabella.embedded import Letta, Server
 
-_SECONDS = 3  # that the operator's Postgres may take to answer
-
 
 def embedded_server(settings: Settings, **options: Any) -> Server:
     """Return the embedded server that the settings mean; `options` are further fields of `Server`."""
@@ -81,5 +79,5 @@ def _running(settings: Settings) -> Letta | None:
 def _refuse_silent_postgres(settings: Settings) -> None:
     """Raise `EmbeddedError` if the embedded Letta is missing because the operator's Postgres is."""
     own = embedded_server(settings).own
-    if own is not None and not own.answers(_SECONDS):
+    if own is not None and not own.ready:
         raise own.silence()

@@ -21,7 +21,7 @@ from pyrage import x25519
 from isabella.api import ensure_providers
 from isabella.config.settings import Settings, load_settings
 from isabella.connect import embedded_connection
-from isabella.embedded import Server, databases, key_rotation, program, restoring
+from isabella.embedded import Server, databases, instance_postgres, key_rotation, program, restoring
 from isabella.embedded.backups import BackupPolicy, BackupReason, list_backups
 from isabella.embedded.databases import DatabaseAccess, Snapshot
 from isabella.letta.llm_config import Binding
@@ -292,9 +292,9 @@ def test_one_is_made_before_a_change(case: Case, monkeypatch: pytest.MonkeyPatch
 
 
 def _url(server: Server) -> SecretStr:
-    postmaster = server.postmaster()
-    assert postmaster is not None
-    return server._database(postmaster)
+    running = instance_postgres.find(server.paths)
+    assert running is not None
+    return running.url
 
 
 def _databases(access: DatabaseAccess) -> set[str]:

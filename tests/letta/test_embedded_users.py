@@ -19,7 +19,7 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from isabella.embedded import Letta, instance, postgres
+from isabella.embedded import Letta, ports, postgres
 from isabella.embedded.instance import DEFAULT_RELEASE, InstancePaths, make_home, make_private
 from isabella.embedded.os_users import system_folder
 
@@ -50,7 +50,7 @@ def test_below_a_closed_folder_root_keeps_the_database_elsewhere(closed_home: Pa
     assert system_folder(closed_home) in cluster.data.parents
     superuser, password = SecretStr("ab" * 16), SecretStr("cd" * 16)
     cluster.make(superuser)
-    postmaster = cluster.start(instance.choose_port(5433))
+    postmaster = cluster.start(ports.choose_port(5433))
     try:
         assert psutil.Process(postmaster.process.pid).username() == cluster.user.name
         postgres.prepare_database(postmaster.port, superuser_password=superuser, password=password)
@@ -85,7 +85,7 @@ def test_programs_that_cannot_be_reached_are_copied(closed_home: Path, monkeypat
     cluster.make(SecretStr("ab" * 16))
     programs = [path for path in cluster.data.parent.parent.iterdir() if "programs" in path.name]
     assert len(programs) == 1
-    cluster.start(instance.choose_port(5433))
+    cluster.start(ports.choose_port(5433))
     assert cluster.stop()
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from isabella.embedded import Letta, Server, Step, encrypted_columns
+from isabella.embedded import Letta, Server, Step, encrypted_columns, instance_postgres
 from isabella.embedded.encrypted_columns import ValueState
 from isabella.letta.llm_config import Binding
 from isabella.practice import PracticeVendors
@@ -63,9 +63,9 @@ class House:
 
     def address(self) -> SecretStr:
         """The database, which has to run."""
-        postmaster = self.server._cluster().wait()
-        assert postmaster is not None
-        return self.server._database(postmaster)
+        running = instance_postgres.find(self.server.paths)
+        assert running is not None
+        return running.url
 
     def says_something(self, letta: Letta) -> bool:
         """Whether the agent gets an answer."""

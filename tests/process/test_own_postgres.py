@@ -70,7 +70,7 @@ def test_options_of_the_url(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_database_that_letta_can_use(database: OperatorsPostgres) -> None:
     """It has had no migration."""
     assert own(database.url()).prepare() is None
-    assert own(database.url()).answers(3)
+    assert own(database.url()).ready
 
 
 def test_a_database_without_pgvector(database: OperatorsPostgres) -> None:

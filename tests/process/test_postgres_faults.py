@@ -15,14 +15,14 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from isabella.embedded import instance, postgres
+from isabella.embedded import ports, postgres
 from isabella.embedded.instance import InstancePaths, make_home, make_private
 from isabella.embedded.os_users import postgres_user
 from isabella.embedded.postgres import Cluster
 from isabella.errors import StartFailed
 
 SUPERUSER = SecretStr("ab" * 16)
-PORT = instance.choose_port(15433)
+PORT = ports.choose_port(15433)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_a_second_server_on_the_same_data_is_refused(cluster: Cluster) -> None:
     (cluster.data / "postmaster.pid").rename(cluster.data / "lost")
     try:
         with pytest.raises(StartFailed, match="another Postgres uses"):
-            cluster.start(instance.choose_port(PORT + 1))
+            cluster.start(ports.choose_port(PORT + 1))
         assert postmaster.process.is_running()
     finally:
         (cluster.data / "lost").rename(cluster.data / "postmaster.pid")

@@ -32,6 +32,8 @@ from isabella.embedded import (
     backup_keys,
     encrypted_columns,
     instance,
+    instance_postgres,
+    locking,
     os_users,
     postgres,
     program,
@@ -39,6 +41,7 @@ from isabella.embedded import (
 )
 from isabella.embedded.encrypted_columns import StoredValue
 from isabella.embedded.install import installed
+from isabella.embedded.instance_postgres import InstancePostgres
 from isabella.embedded.key_rotation import RotationJournal
 from isabella.embedded.postgres import Cluster, Postmaster
 from isabella.embedded.program import ServerRun
@@ -182,17 +185,19 @@ class Home:
     def letta(self) -> None:
         """Start Letta, as far as files are concerned."""
         server = self.server
-        with server._locked(server.paths.lock, no_progress):
+        with server._locked(no_progress):
             program.running(server.paths)
-            server._superuser_password()
+            instance_postgres.superuser_password(server.paths)
             RotationJournal.load(server.paths)
-            server._start_letta(Postmaster(ChildProcess.of(os.getpid()), 5433, ready=True), _HEAD, no_progress)
+            postmaster = Postmaster(ChildProcess.of(os.getpid()), 5433, ready=True)
+            database = InstancePostgres(server.paths, self.cluster, postmaster)
+            server._start_letta(database, _HEAD, no_progress)
 
     def database(self) -> None:
         """Start Postgres, as far as Isabella's own files are concerned."""
         server = self.server
-        with server._locked(server.paths.lock, no_progress):
-            server._start_postgres(self.cluster, no_progress)
+        with server._locked(no_progress):
+            instance_postgres.start(server.paths, self.cluster, no_progress)
 
     def installation(self) -> str | None:
         """Look whether Letta is installed."""
@@ -204,7 +209,7 @@ class Home:
 
     def release_lock(self) -> None:
         """Take the lock of an installation."""
-        with self.server._locked(self.server.paths.release_lock, no_progress):
+        with locking.hold(self.server.paths.home, self.server.paths.release_lock, no_progress):
             pass
 
     def backend_lock(self) -> None:
@@ -309,9 +314,8 @@ def _no_servers() -> Iterator[None]:
         stack.enter_context(patch.object(Cluster, "wait", lambda _self: None))
         started = Postmaster(ChildProcess.of(os.getpid()), 5433, ready=True)
         stack.enter_context(patch.object(Cluster, "start", _until_started(Cluster.start, started)))
-        stack.enter_context(patch("isabella.embedded.server.postgres_user", lambda: None))
+        stack.enter_context(patch("isabella.embedded.locking.postgres_user", lambda: None))
         stack.enter_context(patch("isabella.server.serving.postgres_user", lambda: None))
-        stack.enter_context(patch("isabella.embedded.restoring.postgres_user", lambda: None))
         yield
 
 
@@ -352,8 +356,8 @@ def _fill(home: Home) -> None:
 def _start_real_database(home: Home) -> None:
     """Start and stop the real Postgres of a home."""
     server, cluster = home.server, _real_cluster(home)
-    with server._locked(server.paths.lock, no_progress):
-        server._start_postgres(cluster, no_progress)
+    with server._locked(no_progress):
+        instance_postgres.start(server.paths, cluster, no_progress)
         cluster.stop()
 
 

@@ -32,10 +32,12 @@ from isabella.embedded import (
     child_processes,
     instance,
     launch,
+    ports,
     postgres,
     program,
 )
 from isabella.embedded.instance import InstancePaths, make_home, make_private
+from isabella.embedded.instance_postgres import InstancePostgres
 from isabella.embedded.postgres import Cluster, Postmaster
 from isabella.embedded.program import ServerRun
 from isabella.embedded.progress import Step
@@ -95,19 +97,19 @@ def taken() -> Iterator[int]:
 
 def test_a_taken_port_is_not_chosen(taken: int) -> None:
     """Neither one that is in use, nor one that another instance counts on."""
-    assert not instance.is_port_free(taken)
-    other = instance.choose_port(taken)
+    assert not ports.is_port_free(taken)
+    other = ports.choose_port(taken)
     assert other != taken
-    assert instance.is_port_free(other)
-    assert instance.choose_port(other) == other
-    assert instance.choose_port(other, avoid={other}) != other
+    assert ports.is_port_free(other)
+    assert ports.choose_port(other) == other
+    assert ports.choose_port(other, avoid={other}) != other
 
 
 @pytest.mark.skipif(not Path("/proc/sys/net/ipv4").is_dir(), reason="the range is read from /proc")
 def test_a_chosen_port_is_given_to_no_outgoing_connection(taken: int) -> None:
     """Otherwise it may be taken whenever the server is away."""
     first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
-    assert all(not first <= instance.choose_port(taken) <= last for _ in range(50))
+    assert all(not first <= ports.choose_port(taken) <= last for _ in range(50))
 
 
 def test_a_port_on_all_addresses_is_taken_too() -> None:
@@ -115,7 +117,7 @@ def test_a_port_on_all_addresses_is_taken_too() -> None:
     with closing(socket.socket()) as listener:
         listener.bind(("0.0.0.0", 0))
         listener.listen()
-        assert not instance.is_port_free(listener.getsockname()[1])
+        assert not ports.is_port_free(listener.getsockname()[1])
 
 
 @pytest.mark.parametrize("goes_away", [False, True])
@@ -180,7 +182,7 @@ def test_a_letta_that_hangs_while_it_starts(migrated: bool, tmp_path: Path, monk
 
 def starting(
     home: Path, start: Callable[..., ServerRun], steps: list[Step], monkeypatch: pytest.MonkeyPatch
-) -> tuple[Letta, instance.Ports]:
+) -> tuple[Letta, ports.Ports]:
     """Start Letta's process as told; the server that came up, and the ports that are remembered."""
     server = Server(home, master_key=SecretStr("ab" * 32))
     make_home(server.paths.home)
@@ -189,8 +191,10 @@ def starting(
     monkeypatch.setattr(program, "start", start)
     monkeypatch.setattr(program, "wait_until_started", lambda *_how: None)
     monkeypatch.setattr(postgres, "current_revision", lambda *_address: "abc")
-    letta = server._start_letta(Postmaster(ChildProcess.of(os.getpid()), 5433, ready=True), "abc", steps.append)
-    remembered = instance.load_ports(server.paths.ports_file)
+    postmaster = Postmaster(ChildProcess.of(os.getpid()), 5433, ready=True)
+    database = InstancePostgres(server.paths, postgres.prepare_cluster(server.paths), postmaster)
+    letta = server._start_letta(database, "abc", steps.append)
+    remembered = ports.load_ports(server.paths.ports_file)
     assert remembered is not None
     return letta, remembered
 
@@ -198,11 +202,11 @@ def starting(
 def test_ports_are_remembered(tmp_path: Path) -> None:
     """A damaged record is none."""
     path = tmp_path / "ports.json"
-    assert instance.load_ports(path) is None
-    instance.save_ports(path, instance.Ports(letta=1234, postgres=4321))
-    assert instance.load_ports(path) == instance.Ports(letta=1234, postgres=4321)
+    assert ports.load_ports(path) is None
+    ports.save_ports(path, ports.Ports(letta=1234, postgres=4321))
+    assert ports.load_ports(path) == ports.Ports(letta=1234, postgres=4321)
     path.write_text('{"letta": 12')
-    assert instance.load_ports(path) is None
+    assert ports.load_ports(path) is None
 
 
 def test_a_secret_is_made_once_and_private(tmp_path: Path) -> None:
@@ -356,7 +360,7 @@ def test_only_letta_is_healthy(status: int, body: str, version: str | None, http
 
 def test_nothing_on_the_port_is_not_healthy() -> None:
     """A refused connection is an answer too."""
-    assert program.health(instance.choose_port(0)) is None
+    assert program.health(ports.choose_port(0)) is None
 
 
 def test_the_last_lines_of_a_log(tmp_path: Path) -> None:

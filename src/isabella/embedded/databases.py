@@ -22,7 +22,6 @@ from pydantic import SecretStr
 
 from isabella.embedded import child_processes, postgres
 from isabella.embedded.archive import PIECE
-from isabella.embedded.own_postgres import OwnPostgres
 from isabella.errors import EmbeddedError, LockTimeout
 from isabella.locks.postgres import lock_key
 from isabella.system.redaction import redact
@@ -64,9 +63,8 @@ class DatabaseAccess:
         return cls(postgres.database_url(port, password), admin)
 
     @classmethod
-    def of_own(cls, database: OwnPostgres) -> DatabaseAccess:
-        """Return the access to a Postgres of the operator's own, with the one role that is known."""
-        url = database.client_url
+    def of_own(cls, url: SecretStr) -> DatabaseAccess:
+        """Return the access to a Postgres of the operator's own, with the role in the URL of Letta's database."""
         return cls(url, _named(url, "postgres"), own=True)
 
     @property

@@ -16,15 +16,11 @@ through the folders above its data (mode 0710 and its group), but not list or re
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import hmac
 import os
 import re
-import socket
-from collections.abc import Collection, Iterator
-from contextlib import closing
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from secrets import token_hex
 
@@ -32,7 +28,6 @@ from pydantic import SecretStr
 
 from isabella.errors import EmbeddedError, FileUnreadable
 from isabella.system import state
-from isabella.system.sockets import stable_ports
 
 DEFAULT_RELEASE = "0.16.8"
 DEFAULT_INSTANCE = "default"
@@ -157,58 +152,6 @@ def _salted_hash(key: SecretStr, salt: str) -> str:
     return f"{salt}:{digest}"
 
 
-@dataclass(frozen=True)
-class Ports:
-    """The ports of one instance."""
-
-    letta: int = 8283
-    postgres: int = 5433
-
-
 def base_url(port: int) -> str:
     """Return the base URL of a server on this port of loopback."""
     return f"http://{LOOPBACK}:{port}"
-
-
-def is_port_free(port: int) -> bool:
-    """Return whether a server could listen on this port of loopback now."""
-    with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as attempt:
-        # As servers set it, so that connections in TIME_WAIT do not count.
-        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            attempt.bind((LOOPBACK, port))
-            attempt.listen(1)
-        except OSError as error:
-            if error.errno in (errno.EADDRINUSE, errno.EACCES):
-                return False
-            raise
-    return True
-
-
-def choose_port(preferred: int, *, avoid: Collection[int] = ()) -> int:
-    """Return the preferred port if it is free, otherwise one that is; none of those to avoid."""
-    if preferred not in avoid and is_port_free(preferred):
-        return preferred
-    for port in stable_ports():
-        if port not in avoid and is_port_free(port):
-            return port
-    # Every port may be given to outgoing connections here.
-    with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as attempt:
-        attempt.bind((LOOPBACK, 0))
-        return int(attempt.getsockname()[1])
-
-
-def save_ports(path: Path, ports: Ports) -> None:
-    """Write the ports of an instance to a file."""
-    state.save(path, asdict(ports))
-
-
-def load_ports(path: Path) -> Ports | None:
-    """Return the ports in a file; None if the file is missing or damaged."""
-    record = state.load(path)
-    letta, postgres = state.port_in(record, "letta"), state.port_in(record, "postgres")
-    if letta is None or postgres is None:
-        if record:
-            state.report_fields(path)
-        return None
-    return Ports(letta, postgres)

@@ -9,6 +9,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 from pydantic import SecretStr
 
 from isabella.embedded import postgres
+from isabella.embedded.databases import DatabaseAccess
 from isabella.errors import ConfigurationError, StartFailed
 from isabella.locks.postgres import is_address
 from isabella.system.redaction import redact
@@ -18,6 +19,7 @@ _PLAIN = "disable"
 _AUTHORITIES = "sslrootcert"
 _DEFAULT_PORT = 5432
 _SECONDS_TO_CONNECT = 10
+_SECONDS_TO_ANSWER = 3
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class OwnPostgres:
     url: SecretStr = field(repr=False)  # without options
     tls: str  # how connections are protected: `sslmode` of libpq
     variable: str  # the setting with the URL, for messages
+
+    socket = None  # Letta reaches it over TCP
 
     @classmethod
     def of(cls, url: SecretStr, variable: str) -> OwnPostgres:
@@ -114,13 +118,22 @@ class OwnPostgres:
             )
         return revision
 
-    def answers(self, seconds: int) -> bool:
-        """Return whether it accepts connections within this time. It is sent no secret."""
+    @property
+    def ready(self) -> bool:
+        """Whether it accepts connections. It is sent no secret."""
         from psycopg import pq
 
         parsed = urlsplit(self.url.get_secret_value())
-        where = f"host={parsed.hostname} port={self.port} connect_timeout={seconds} sslmode={self.tls}"
+        where = f"host={parsed.hostname} port={self.port} connect_timeout={_SECONDS_TO_ANSWER} sslmode={self.tls}"
         return pq.PGconn.ping(where.encode()) == pq.Ping.OK
+
+    def stays(self) -> bool:
+        """Return whether it accepts connections."""
+        return self.ready
+
+    def access(self) -> DatabaseAccess:
+        """Return the access to the database, and to databases beside it, with the one role that is known."""
+        return DatabaseAccess.of_own(self.client_url)
 
     def silence(self) -> StartFailed:
         """Return the error of a Postgres that does not answer."""

@@ -54,7 +54,7 @@ class OwnPostgresPart:
 
     def answers(self) -> bool:
         """Ask whether it accepts connections."""
-        return self.own.answers(_SECONDS)
+        return self.own.ready
 
     def start(self, silent: ChildProcess | None) -> None:
         """Raise why it is not started, unless it answers again."""

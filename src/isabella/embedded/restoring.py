@@ -12,18 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from isabella.embedded import backups, databases, encrypted_columns, postgres
+from isabella.embedded import backups, databases, encrypted_columns, locking, postgres
 from isabella.embedded.backups import Backup, BackupPolicy, BackupReason, Contents
 from isabella.embedded.databases import DatabaseAccess
 from isabella.embedded.encrypted_columns import StoredValue
-from isabella.embedded.instance import make_home, make_private
-from isabella.embedded.os_users import postgres_user
 from isabella.embedded.progress import Progress, no_progress, step
 from isabella.embedded.server import Letta, Server
 from isabella.errors import BackupRefused, EmbeddedError, LockTimeout
-from isabella.system import audit, state
+from isabella.system import audit
 
 if TYPE_CHECKING:
     from pyrage import x25519
@@ -154,20 +152,12 @@ def _save_former(server: Server, access: DatabaseAccess, progress: Progress) -> 
 def _alone(server: Server, seconds: float = _SECONDS_FOR_LOCK) -> Iterator[None]:
     """Hold the lock of the databases beside Letta's. It is taken before the lock of the instance."""
     paths = server.paths
-    path = paths.lock.with_name(f"{paths.folder.name}-backup.lock")
-    try:
-        user = postgres_user()
-        make_home(paths.home, group=user.gid if user else None)
-        make_private(path.parent)
-        state.make_way(path)
-        with FileLock(path, mode=0o600, timeout=seconds):
-            yield
-    except Timeout:
-        raise LockTimeout(
-            "Another backup of this home is being verified or restored.", remedy="Wait until it is done, and repeat."
-        ) from None
-    except OSError as error:
-        raise EmbeddedError(
-            f"{error.filename or path} cannot be used: {state.why(error)}.",
-            remedy="Make room there, correct its permissions, or set ISABELLA_HOME to another folder.",
-        ) from error
+    with locking.file_lock(paths.home, paths.lock.with_name(f"{paths.folder.name}-backup.lock")) as lock:
+        try:
+            lock.acquire(timeout=seconds)
+        except Timeout:
+            raise LockTimeout(
+                "Another backup of this home is being verified or restored.",
+                remedy="Wait until it is done, and repeat.",
+            ) from None
+        yield

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from secrets import token_hex
-from typing import Literal, TypeVar
 
-from filelock import BaseFileLock, FileLock, Timeout
 from pydantic import SecretStr
 
 from isabella.config.choices import LettaLock
@@ -22,7 +20,10 @@ from isabella.embedded import (
     encrypted_columns,
     install,
     instance,
+    instance_postgres,
     key_rotation,
+    locking,
+    ports,
     postgres,
     program,
 )
@@ -34,27 +35,20 @@ from isabella.embedded.instance import (
     DEFAULT_RELEASE,
     LOOPBACK,
     InstancePaths,
-    Ports,
     base_url,
-    make_home,
     make_private,
 )
-from isabella.embedded.os_users import postgres_user
+from isabella.embedded.instance_postgres import InstancePostgres, LettaPostgres
 from isabella.embedded.own_postgres import OwnPostgres
-from isabella.embedded.postgres import Cluster, Postmaster
+from isabella.embedded.postgres import Postmaster
 from isabella.embedded.program import ServerRun
 from isabella.embedded.progress import Progress, Step, no_progress, step
-from isabella.errors import EmbeddedError, EndedWhileStarting, LockTimeout, StartFailed
+from isabella.errors import EmbeddedError, EndedWhileStarting, StartFailed
 from isabella.system import audit, state
 from isabella.system.peers import Peer
 from isabella.system.processes import ChildProcess
 
-_ATTEMPTS = 3
-_SECONDS_FOR_LOCK = 30 * 60
 _SECONDS_FOR_SILENT = 3
-
-Started = TypeVar("Started")
-Service = Literal["letta", "postgres"]
 
 
 @dataclass(frozen=True)
@@ -136,7 +130,7 @@ class Server:
 
         Raises `InstallFailed`, `StartFailed` (also if Letta runs with another master key) or `LockTimeout`.
         """
-        with self._locked(self.paths.lock, progress):
+        with self._locked(progress):
             run = program.running(self.paths)
             if silent is not None and run is not None and run.process == silent and not self._is_healthy(run):
                 silent.stop(grace=_SECONDS_FOR_SILENT)
@@ -152,12 +146,12 @@ class Server:
         """Stop Letta, then Postgres. Returns whether either was running."""
         if not self.paths.folder.exists():
             return False
-        with self._locked(self.paths.lock, progress):
+        with self._locked(progress):
             # First, so that a backend does not take this for a crash.
             with suppress(OSError):
                 state.write(self.paths.stopped_file, "")
             stopped = self._stop_letta(progress)
-            return self._stop_cluster(progress) or stopped
+            return instance_postgres.stop(self.paths, progress) or stopped
 
     def start_postgres(self, progress: Progress = no_progress, *, silent: ChildProcess | None = None) -> None:
         """Start the database of this instance, unless it runs, and leave Letta as it is.
@@ -166,8 +160,8 @@ class Server:
 
         Raises `EmbeddedError`, or `StartFailed` with the fault that its log shows.
         """
-        with self._locked(self.paths.lock, progress):
-            cluster, postmaster = self._cluster(), self.postmaster()
+        with self._locked(progress):
+            cluster, postmaster = instance_postgres.cluster_of(self.paths), self.postmaster()
             if (
                 silent is not None
                 and postmaster is not None
@@ -175,18 +169,18 @@ class Server:
                 and not postmaster.answers(_SECONDS_FOR_SILENT)
             ):
                 silent.stop(grace=_SECONDS_FOR_SILENT)
-            self._start_postgres(cluster, progress)
+            instance_postgres.start(self.paths, cluster, progress)
 
     def running(self) -> Letta | None:
         """Return the instance if both servers accept requests. It starts nothing, and waits for nobody.
 
         Raises `StartFailed` if Letta runs with another master key.
         """
-        run, postmaster = self._run_here(), self.postmaster()
-        if run is None or not self._answers(postmaster):
+        run, database = self._run_here(), self._running_postgres()
+        if run is None or database is None or not database.ready:
             return None
         key = self._key_of(run)
-        return self._letta(run, postmaster, key, started=False) if self._is_healthy(run) else None
+        return self._letta(run, database, key, started=False) if self._is_healthy(run) else None
 
     def restart_letta(
         self,
@@ -200,7 +194,7 @@ class Server:
         changed = replace(
             self, master_key=master_key, encrypt=encrypt, extra_env=self.extra_env if extra_env is None else extra_env
         )
-        with self._locked(self.paths.lock, progress):
+        with self._locked(progress):
             self._stop_letta(progress)
             return changed._up(progress)
 
@@ -211,15 +205,14 @@ class Server:
 
         `former` are master keys that may have been used, in addition to the known ones.
         """
-        with self._locked(self.paths.lock, progress):
-            cluster = None if self.own is not None else self._cluster()
-            was_running = cluster is None or cluster.running() is not None
-            postmaster = self._open_postgres(cluster, progress)
+        with self._locked(progress):
+            was_running = self._running_postgres() is not None
+            database = self._open_postgres(progress)
             try:
-                return encrypted_columns.read_values(self._client_url(postmaster), self._known_keys(former))
+                return encrypted_columns.read_values(database.client_url, self._known_keys(former))
             finally:
-                if cluster is not None and not was_running:
-                    cluster.stop()
+                if not was_running:
+                    instance_postgres.cluster_of(self.paths).stop()
 
     def rekey(self, former: Sequence[SecretStr] = (), progress: Progress = no_progress) -> Letta:
         """Re-encrypt Letta's secrets with another master key, and restart Letta with it.
@@ -229,13 +222,13 @@ class Server:
         `former` are master keys that may have been used, in addition to the known ones.
         """
         paths = self.paths
-        with self._locked(paths.lock, progress):
-            postmaster = self._open_postgres(None if self.own is not None else self._cluster(), progress)
+        with self._locked(progress):
+            database = self._open_postgres(progress)
             known = self._known_keys(former)
             key = self.master_key or SecretStr(token_hex(32))
-            self._back_up(BackupReason.REKEY, postmaster, known, progress)
+            self._back_up(BackupReason.REKEY, database, known, progress)
             with (
-                encrypted_columns.hold_sync_lock(self._client_url(postmaster)),
+                encrypted_columns.hold_sync_lock(database.client_url),
                 audit.change("master_key.changed", paths.folder.name, home=self.home),
             ):
                 key_rotation.begin(paths, key, known, kept=self.master_key is None)
@@ -250,26 +243,24 @@ class Server:
         """
         if self.own is not None:
             self.own.prepare()
-            yield DatabaseAccess.of_own(self.own)
+            yield self.own.access()
             return
         paths = self.paths
-        with self._locked(paths.lock, progress):
+        with self._locked(progress):
             if create:
                 for folder in (paths.folder.parent, paths.folder, paths.logs):
                     make_private(folder)
-            cluster = postgres.prepare_cluster(paths) if create else self._cluster()
+            cluster = postgres.prepare_cluster(paths) if create else instance_postgres.cluster_of(paths)
             was_running = cluster.running() is not None
-            postmaster = self._start_postgres(cluster, progress, anew=create)
-            access = self._access(postmaster)
+            database = instance_postgres.start(paths, cluster, progress, anew=create)
+            access = database.access()
             if create:
-                postgres.prepare_database(
-                    postmaster.port, superuser_password=self._superuser_password(), password=self._password()
-                )
+                database.prepare()
         try:
             yield access
         finally:
             if not was_running:
-                with self._locked(paths.lock, progress):
+                with self._locked(progress):
                     if program.running(paths) is None:
                         cluster.stop()
 
@@ -278,7 +269,7 @@ class Server:
 
         If `replace` fails, a Letta that was running is started with the former one.
         """
-        with self._locked(self.paths.lock, progress):
+        with self._locked(progress):
             stopped = self._stop_letta(progress)
             try:
                 replace()
@@ -313,7 +304,7 @@ class Server:
         if postmaster is not None:
             database = ServiceStatus(postmaster.process.pid, postmaster.port, postmaster.ready)
         if self.own is not None:
-            database = ServiceStatus(None, self.own.port, self.own.answers(_SECONDS_FOR_SILENT))
+            database = ServiceStatus(None, self.own.port, self.own.ready)
         return InstanceStatus(
             release=self.release,
             instance=self.instance,
@@ -348,7 +339,7 @@ class Server:
         """Stop everything, and delete the data of this instance with its secrets and logs."""
         paths = self.paths
         self.down(progress)
-        with self._locked(paths.lock, progress):
+        with self._locked(progress):
             cluster = postgres.find_cluster(paths)
             if cluster is not None and paths.folder not in cluster.data.parents:
                 shutil.rmtree(cluster.data.parent)
@@ -366,48 +357,41 @@ class Server:
         head = self._install(progress)
         for folder in (paths.folder.parent, paths.folder, paths.logs, paths.server_home, paths.server_tmp):
             make_private(folder)
-        postmaster = self._open_postgres(None if self.own is not None else postgres.prepare_cluster(paths), progress)
+        database = self._open_postgres(progress, create=True)
         # A Letta whose Postgres has ended goes on when that is back, on the same port.
         running = self._running_letta()
         if running is not None:
             return running
-        if postmaster is not None:
-            password = self._password()
-            postgres.prepare_database(
-                postmaster.port, superuser_password=self._superuser_password(), password=password
-            )
+        if isinstance(database, InstancePostgres):
+            database.prepare()
         if program.stop(paths, program.running(paths)):
             progress(Step("check", "note", "stopped a Letta that could not be used"))
-        if self.own is not None and self._stop_cluster(progress):
+        if self.own is not None and instance_postgres.stop(paths, progress):
             progress(Step("postgres", "note", "stopped the Postgres of this home; its data stay"))
-        return self._start_letta(postmaster, head, progress)
+        return self._start_letta(database, head, progress)
 
     def _running_letta(self) -> Letta | None:
         """Return Letta if it runs, waiting for one that is starting; None if it is to be started."""
-        run, postmaster = self._run_here(), self.postmaster()
-        if run is None or not (postmaster is not None or self._answers(None)):
+        run, database = self._run_here(), self._running_postgres()
+        if run is None or database is None or not database.stays():
             return None
         key = self._key_of(run)
         installation = self._installed()
 
         def is_migrated() -> bool:
-            return installation is not None and self._is_migrated(postmaster, installation.migration_head)
+            return installation is not None and _is_migrated(database, installation.migration_head)
 
-        if not program.wait_until_healthy(self.paths, run, lambda: self._keeps_postgres(postmaster), is_migrated):
+        if not program.wait_until_healthy(self.paths, run, database.stays, is_migrated):
             return None
         if not self._has_passwords():
             return None
-        return self._letta(run, postmaster, key, started=False)
+        return self._letta(run, database, key, started=False)
 
     def _run_here(self) -> ServerRun | None:
         """Return the Letta of this instance if its process is alive, and its database is the one of the settings."""
         run = program.running(self.paths)
-        return run if run is not None and run.database == self._where else None
-
-    @property
-    def _where(self) -> str:
-        """Where the database is, as `ServerRun` has it."""
-        return "" if self.own is None else self.own.where
+        where = InstancePostgres.where if self.own is None else self.own.where
+        return run if run is not None and run.database == where else None
 
     def _key_of(self, run: ServerRun) -> SecretStr | None:
         """Return the master key of a Letta that runs. Raises `StartFailed` if it is another one than that here."""
@@ -421,28 +405,24 @@ class Server:
 
     def postmaster(self) -> Postmaster | None:
         """Return the running Postgres of the instance; None if it has ended, or the operator's is used."""
-        if self.own is not None:
-            return None
-        cluster = postgres.find_cluster(self.paths)
-        return None if cluster is None else cluster.running()
+        running = None if self.own is not None else instance_postgres.find(self.paths)
+        return None if running is None else running.postmaster
 
-    def _answers(self, postmaster: Postmaster | None) -> bool:
-        """Return whether the Postgres of the instance, or the operator's, accepts connections."""
-        if self.own is not None:
-            return self.own.answers(_SECONDS_FOR_SILENT)
-        return postmaster is not None and postmaster.ready
+    def _running_postgres(self) -> LettaPostgres | None:
+        """Return the Postgres of the instance if it runs, or the operator's."""
+        return instance_postgres.find(self.paths) if self.own is None else self.own
 
-    def _keeps_postgres(self, former: Postmaster | None) -> bool:
-        """Start Postgres again if it has ended while Letta is starting, which can go on. Return whether it runs."""
-        if former is None:
-            return self._answers(None)
-        if self.postmaster() is not None:
-            return True
-        try:
-            self._cluster().start(former.port)
-        except StartFailed:
-            return False
-        return True
+    def _open_postgres(self, progress: Progress, *, create: bool = False) -> LettaPostgres:
+        """Start the Postgres of the instance unless it runs, or verify the operator's.
+
+        With `create`, the first start of an instance creates it.
+        """
+        if self.own is None:
+            cluster = postgres.prepare_cluster(self.paths) if create else instance_postgres.cluster_of(self.paths)
+            return instance_postgres.start(self.paths, cluster, progress)
+        with step(progress, "postgres", f"your own, at {self.own.where}"):
+            self.own.prepare()
+        return self.own
 
     def _is_healthy(self, run: ServerRun) -> bool:
         return program.is_healthy(run, self.release)
@@ -453,7 +433,7 @@ class Server:
         installation = self._installed()
         if installation is None:
             make_private(paths.releases)
-            with self._locked(paths.release_lock, progress):
+            with locking.hold(paths.home, paths.release_lock, progress):
                 # Another process may have installed it while this one waited for the lock.
                 installation = self._installed()
                 if installation is None:
@@ -466,40 +446,12 @@ class Server:
         found = install.installed(self.paths)
         return found if found is not None and found.lock == install.lock_name(self.release, self.lock) else None
 
-    def _open_postgres(self, cluster: Cluster | None, progress: Progress) -> Postmaster | None:
-        """Start the Postgres of the instance unless it runs. For the operator's, which is verified, return None."""
-        if self.own is None:
-            return self._start_postgres(self._cluster() if cluster is None else cluster, progress)
-        with step(progress, "postgres", f"your own, at {self.own.where}"):
-            self.own.prepare()
-        return None
-
-    def _stop_cluster(self, progress: Progress) -> bool:
-        """Stop the Postgres of the instance. Return whether it ran."""
-        cluster = postgres.find_cluster(self.paths)
-        if cluster is None or cluster.running() is None:
-            return False
-        with step(progress, "stop", "Postgres"):
-            return cluster.stop()
-
-    def _start_postgres(self, cluster: Cluster, progress: Progress, *, anew: bool = False) -> Postmaster:
-        running = cluster.wait()
-        if running is not None:
-            progress(Step("postgres", "skipped", f"is running on port {running.port}"))
-            return running
-        with step(progress, "postgres", "database of this instance, on loopback, with a password"):
-            if not cluster.exists():
-                if not anew:
-                    self._refuse_lost_database(cluster)
-                cluster.make(instance.load_or_create_secret(self.paths.superuser_password_file))
-            return _retry_other_ports(lambda: self._choose_port("postgres", progress), cluster.start)
-
-    def _start_letta(self, postmaster: Postmaster | None, head: str, progress: Progress) -> Letta:
+    def _start_letta(self, database: LettaPostgres, head: str, progress: Progress) -> Letta:
         paths = self.paths
         if self.encrypt and self.master_key is None:
             key_rotation.store_new_key(paths)
-        key = self._key() or (self._new_master_key(postmaster) if self.encrypt else None)
-        rekeyed = key is not None and key_rotation.resume(paths, self._client_url(postmaster), key, progress)
+        key = self._key() or (self._new_master_key(database) if self.encrypt else None)
+        rekeyed = key is not None and key_rotation.resume(paths, database.client_url, key, progress)
         last = program.ServerRun.load(paths.run_file)
         if last is not None and not instance.matches_fingerprint(key, last.key) and not rekeyed:
             progress(
@@ -509,63 +461,50 @@ class Server:
             )
 
         def is_migrated() -> bool:
-            return self._is_migrated(postmaster, head)
-
-        def has_database() -> bool:
-            return self._keeps_postgres(postmaster)
+            return _is_migrated(database, head)
 
         def start(port: int) -> ServerRun:
             migrate = not is_migrated()
             if migrate:
-                self._back_up(BackupReason.MIGRATION, postmaster, self.current_keys(), progress)
+                self._back_up(BackupReason.MIGRATION, database, self.current_keys(), progress)
             environ = program.environment(
                 paths,
                 port=port,
-                database=self._database(postmaster),
-                socket=self._socket(postmaster),
+                database=database.url,
+                socket=database.socket,
                 password=instance.load_or_create_secret(paths.password_file),
                 master_key=key,
-                extra=dict(self.extra_env) | ({} if self.own is None else self.own.environment),
+                extra={**self.extra_env, **database.environment},
                 sandbox=self.sandbox,
                 migrate=migrate,
-                tls="disable" if self.own is None else self.own.tls,
+                tls=database.tls,
             )
             program.clear(paths)
             gateway = (LOOPBACK, saved_port(paths.home) or GATEWAY_PORT)
-            run = program.start(paths, port, environ, key, {gateway, *self.kept_ports}, self._where)
+            run = program.start(paths, port, environ, key, {gateway, *self.kept_ports}, database.where)
             if not migrate:
                 progress(Step("migrate", "skipped", f"the database is at {head}"))
             else:
                 with step(progress, "migrate", f"the database to {head}, after Letta's imports"):
                     self._wait_until_migrated(run, is_migrated)
-            program.wait_until_started(paths, run, has_database)
+            program.wait_until_started(paths, run, database.stays)
             return run
 
         with step(progress, "letta", f"Letta {paths.release}"):
-            known = {} if postmaster is None else {"postgres": postmaster.port}
-            run = _retry_other_ports(lambda: self._choose_port("letta", progress, **known), start)
-            return self._letta(run, postmaster, key, started=True)
+            known = {"postgres": database.postmaster.port} if isinstance(database, InstancePostgres) else {}
+            run = ports.start_on_port(paths, "letta", start, progress, **known)
+            return self._letta(run, database, key, started=True)
 
     def _back_up(
-        self, reason: BackupReason, postmaster: Postmaster | None, keys: Sequence[SecretStr], progress: Progress
+        self, reason: BackupReason, database: LettaPostgres, keys: Sequence[SecretStr], progress: Progress
     ) -> None:
         """Make a backup before a change, unless there is nothing to lose or the settings say no."""
-        policy, access = self.backups, self._access(postmaster)
+        policy, access = self.backups, database.access()
         if policy is None or not policy.before_changes:
             return
         if postgres.current_revision(access.letta) is not None:
             with step(progress, "backup", f"of the database, {reason.value.replace('-', ' ')}"):
                 backups.create(self.paths, access, keys, policy, reason)
-
-    def _access(self, postmaster: Postmaster | None) -> DatabaseAccess:
-        if self.own is not None:
-            return DatabaseAccess.of_own(self.own)
-        if postmaster is None:
-            raise StartFailed(f"Postgres of Letta {self.release} does not run.", remedy="isabella letta up")
-        return DatabaseAccess.of_instance(postmaster.port, self._superuser_password(), self._password())
-
-    def _is_migrated(self, postmaster: Postmaster | None, head: str) -> bool:
-        return postgres.current_revision(self._client_url(postmaster)) == head
 
     def _wait_until_migrated(self, run: ServerRun, is_migrated: Callable[[], bool]) -> None:
         if program.wait_until_migrated(run, is_migrated):
@@ -581,36 +520,6 @@ class Server:
         with step(progress, "stop", "Letta"):
             return program.stop(self.paths, run)
 
-    def _choose_port(self, service: Service, progress: Progress, **known: int) -> int:
-        """Return the port for a service that is about to start: its last one, as long as that can be had.
-
-        `known` is the port of the other service, if that runs.
-        """
-        paths = self.paths
-        with self._locked(paths.ports_lock, progress):
-            siblings = [ports for path in paths.sibling_ports_files() if (ports := instance.load_ports(path))]
-            avoid = {port for ports in siblings for port in (ports.letta, ports.postgres)}
-            last = instance.load_ports(paths.ports_file)
-            ports = replace(last or Ports(), **known)
-            preferred: int = getattr(ports, service)
-            port = instance.choose_port(preferred, avoid=avoid)
-            chosen = replace(ports, **{service: port})
-            if chosen != last:
-                instance.save_ports(paths.ports_file, chosen)
-        if port != preferred:
-            name = {"letta": "Letta", "postgres": "Postgres"}[service]
-            progress(Step(service, "note", f"port {preferred} is not free: {name} gets {port}"))
-        return port
-
-    def _cluster(self) -> Cluster:
-        cluster = postgres.find_cluster(self.paths)
-        if cluster is None:
-            raise EmbeddedError(
-                f"There is no database of Letta {self.release} in this home.",
-                remedy="Start one with `isabella letta up`.",
-            )
-        return cluster
-
     def _known_keys(self, former: Sequence[SecretStr]) -> list[SecretStr]:
         keys = key_rotation.known_keys(self.paths, *former, self.master_key)
         last = program.ServerRun.load(self.paths.run_file)
@@ -622,37 +531,15 @@ class Server:
             )
         return keys
 
-    def _password(self) -> SecretStr:
-        """Return the password of the role that owns Letta's database in the Postgres of this instance."""
-        return instance.load_or_create_secret(self.paths.database_password_file)
-
-    def _database(self, postmaster: Postmaster | None) -> SecretStr:
-        """Return the URL of Letta's database, without options."""
-        return self._client_url(postmaster) if self.own is None else self.own.url
-
-    def _client_url(self, postmaster: Postmaster | None) -> SecretStr:
-        """Return the URL of Letta's database for `postgres.connect`."""
-        if self.own is not None:
-            return self.own.client_url
-        if postmaster is None:
-            raise StartFailed(f"Postgres of Letta {self.release} does not run.", remedy="isabella letta up")
-        return postgres.database_url(postmaster.port, self._password())
-
-    def _socket(self, postmaster: Postmaster | None) -> Path | None:
-        """Return the socket of Postgres, if it has one: one that was started by an earlier version has none."""
-        cluster = None if postmaster is None else postgres.find_cluster(self.paths)
-        path = cluster.socket(postmaster.port) if cluster is not None and postmaster is not None else None
-        return path if path is not None and path.is_socket() else None
-
     def _key(self) -> SecretStr | None:
         if not self.encrypt:
             return None
         return self.master_key or instance.load_secret(self.paths.master_key_file)
 
-    def _new_master_key(self, postmaster: Postmaster | None) -> SecretStr:
+    def _new_master_key(self, database: LettaPostgres) -> SecretStr:
         """Return a new master key, which is stored first, unless values are encrypted with a lost one."""
         path = self.paths.master_key_file
-        values = encrypted_columns.read_values(self._client_url(postmaster), ())
+        values = encrypted_columns.read_values(database.client_url, ())
         lost = [value.place for value in values if value.state is ValueState.UNREADABLE]
         if lost:
             raise StartFailed(
@@ -664,16 +551,6 @@ class Server:
         with audit.change("master_key.made", self.paths.folder.name, home=self.home):
             return instance.load_or_create_secret(path)
 
-    def _superuser_password(self) -> SecretStr:
-        path = self.paths.superuser_password_file
-        password = instance.load_secret(path)
-        if password is None:
-            raise StartFailed(
-                f"{path} holds no password, and the database of this instance opens with the one that it held.",
-                remedy="Restore the file from a backup.",
-            )
-        return password
-
     def _has_passwords(self) -> bool:
         """Return whether the passwords of Letta and of its database can be read. New ones need a restart of Letta."""
         files = [self.paths.password_file, *([] if self.own is not None else [self.paths.database_password_file])]
@@ -682,73 +559,23 @@ class Server:
         except EmbeddedError:
             return False
 
-    def _refuse_lost_database(self, cluster: Cluster) -> None:
-        """Raise `StartFailed` if there was a database: an empty one in its place would hide the loss."""
-        known = self.paths.database_password_file
-        if known.exists():
-            raise StartFailed(
-                f"{cluster.data} is missing, or not a complete database: it has no file PG_VERSION.",
-                remedy=f"Restore the folder from a backup. For an empty one, move {known.parent} away.",
-            )
-
-    def _letta(self, run: ServerRun, postmaster: Postmaster | None, key: SecretStr | None, *, started: bool) -> Letta:
-        paths, url = self.paths, self._client_url(postmaster)
+    def _letta(self, run: ServerRun, database: LettaPostgres, key: SecretStr | None, *, started: bool) -> Letta:
+        paths = self.paths
         return Letta(
             base_url=base_url(run.port),
             version=self.release,
             password=instance.load_or_create_secret(paths.password_file),
             master_key=key,
-            database_url=url if self.own is not None else postgres.psycopg_url(url),
+            database_url=database.client_url,
             started=started,
             # The health check has just verified that this process listens there.
             peer=Peer("Letta", paths.run_file, "Start it with `isabella letta up`.", verified=run.process),
         )
 
-    @contextmanager
-    def _locked(self, path: Path, progress: Progress) -> Iterator[None]:
-        """Hold a lock. A file of this home that cannot be used meanwhile is an `EmbeddedError`."""
-        try:
-            user = postgres_user()
-            make_home(self.paths.home, group=user.gid if user else None)
-            make_private(path.parent)
-            state.make_way(path)
-            lock = FileLock(path, mode=0o600)
-            _acquire(lock, path, progress)
-            try:
-                yield
-            finally:
-                lock.release()
-        except OSError as error:
-            at = error.filename2 or error.filename or self.paths.home
-            raise EmbeddedError(
-                f"{at} cannot be used: {state.why(error)}.",
-                remedy="Make room there, correct its permissions, or set ISABELLA_HOME to another folder.",
-            ) from error
+    def _locked(self, progress: Progress) -> AbstractContextManager[None]:
+        """Hold the lock of the instance."""
+        return locking.hold(self.paths.home, self.paths.lock, progress)
 
 
-def _acquire(lock: BaseFileLock, path: Path, progress: Progress) -> None:
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        progress(Step("wait", "started", "for another Isabella that uses this instance"))
-        try:
-            lock.acquire(timeout=_SECONDS_FOR_LOCK)
-        except Timeout:
-            raise LockTimeout(
-                f"Another process has held {path} for half an hour.",
-                remedy="Read its log (isabella letta logs), or end it, and repeat.",
-            ) from None
-        progress(Step("wait", "done", "the other Isabella is done"))
-
-
-def _retry_other_ports(choose: Callable[[], int], start: Callable[[int], Started]) -> Started:
-    """Start a server on a chosen port, and on another one if the port was taken in between."""
-    for _ in range(_ATTEMPTS - 1):
-        port = choose()
-        try:
-            return start(port)
-        except StartFailed as error:
-            # The other program may have released the port again.
-            if "address already in use" not in error.what.lower() and instance.is_port_free(port):
-                raise
-    return start(choose())
+def _is_migrated(database: LettaPostgres, head: str) -> bool:
+    return postgres.current_revision(database.client_url) == head

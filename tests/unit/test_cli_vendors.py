@@ -11,7 +11,7 @@ from pytest_httpserver import HTTPServer
 from typer.testing import CliRunner, Result
 from werkzeug import Request, Response
 
-from isabella.cli import app, vendors
+from isabella.cli import app, vendor_setup
 from isabella.errors import ConfigurationError
 
 KEY = "sk-or-v1-canary0vendors0command0001"
@@ -32,7 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Standard input counts as a terminal."""
-    monkeypatch.setattr(vendors, "_is_terminal", lambda: True)
+    monkeypatch.setattr(vendor_setup, "_is_terminal", lambda: True)
 
 
 def run(*arguments: str, typed: str = "") -> Result:

@@ -1,4 +1,4 @@
-"""What commands share: command groups, options, settings with logs, and errors in JSON."""
+"""Shared parts of the commands: groups, options, completion, settings with logs, and errors in JSON."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from isabella.errors import IsabellaError
+from isabella.errors import ConfigurationError, IsabellaError
 from isabella.system.terminal import LogFormat, guard_output, is_json, set_message_format
 
 if TYPE_CHECKING:
     from isabella.config.settings import Settings
+    from isabella.providers.desired import Desired
 
 #: The exit code of a command line that cannot be parsed, as in sysexits.h. Typer's own, 2, means changes pending.
 USAGE = 64
@@ -66,6 +67,20 @@ def _handles(settings: Settings) -> Iterable[str]:
     return [f"{one.name}/{model}" for one in desired_providers(settings) if one.key for model in one.vendor.models]
 
 
+def find_vendor(settings: Settings, name: str) -> Desired:
+    """Return a vendor by its name or the name of its provider; raise `ConfigurationError` if there is none."""
+    from isabella.providers.desired import desired_providers
+
+    every = desired_providers(settings, every=True)
+    wanted = name.lower()
+    found = next((one for one in every if wanted in (one.vendor.name.lower(), one.name.lower())), None)
+    if found is None:
+        known = ", ".join(one.vendor.name for one in every)
+        remedy = f"It knows {known}. Any other OpenAI-compatible server needs its address: --base-url URL."
+        raise ConfigurationError(f"Isabella knows no vendor {name!r}.", remedy=remedy)
+    return found
+
+
 complete_provider, complete_agent, complete_handle = map(_completed, (_provider_names, _agent_names, _handles))
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
@@ -74,7 +89,7 @@ Result = TypeVar("Result")
 
 
 class _Group(TyperGroup):
-    """Commands that print no control characters from elsewhere, and exit with `USAGE` on a wrong command line."""
+    """A group of commands whose output is cleaned, and that exits with `USAGE` on a wrong command line."""
 
     def main(self, *args: Any, **options: Any) -> Any:
         guard_output()
@@ -137,7 +152,8 @@ def configured_settings(
 def service_settings(env_file: Path | None) -> tuple[Settings, Callable[[], None]]:
     """Load the settings of a service that answers before its logs are configured; return a function that does that.
 
-    Messages have their format already. The library of the logs takes longer to import than the HTTP server.
+    The format of messages is set at once. The logs are left to that function, because their library takes longer to
+    import than the HTTP server.
     """
     from isabella.config.settings import load_settings
 

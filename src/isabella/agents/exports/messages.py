@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from isabella.agents.agent_file import Text
+from isabella.agents.agent_file_format import Text
 from isabella.agents.history import HistoryEntry, images_of, text_of, unwrapped
 from isabella.letta.client import LettaClient
 from isabella.letta.http import PAGE_SIZE

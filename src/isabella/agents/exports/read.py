@@ -16,7 +16,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from isabella.agents.agent_file import ARCHIVE_KEY, LARGEST_FILE, AgentFile, Text, read_document
+from isabella.agents.agent_file import ARCHIVE_KEY, LARGEST_FILE, AgentFile, read_document
+from isabella.agents.agent_file_format import Text
 from isabella.agents.block_history import BlockVersion, version_of
 from isabella.agents.conversations import LONGEST_NAME
 from isabella.agents.exports.markdown import (

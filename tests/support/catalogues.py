@@ -1,7 +1,7 @@
 """The catalogues of the console's texts: what the templates and the code contain, and the translations.
 
-`python -m tests.support.catalogues` writes `console.pot` anew, adds texts that are missing in each catalogue, drops
-those that are gone, and compiles it. A test fails if a catalogue is not complete.
+`python -m tests.support.catalogues` adds texts that are missing in each catalogue, drops those that are gone, and
+compiles it. An empty `texts/LANGUAGE.po` becomes a new catalogue. A test fails if a catalogue is not complete.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ _IDLE = tuple(
 )
 _VALUE = re.compile(r"%\(\w+\)s|\{\w+\}|<")
 _MADE = datetime(2026, 1, 1, tzinfo=UTC)
-TEMPLATE = TEXTS / "console.pot"
 
 
 def extracted() -> Catalog:
@@ -83,14 +82,13 @@ def compiled(catalogue: Catalog) -> bytes:
     return content.getvalue()
 
 
-def written(catalogue: Catalog, *, without_header: bool = False) -> bytes:
+def written(catalogue: Catalog) -> bytes:
     """Return a catalogue as a text file, with the lines of its header that mean something."""
     content = io.BytesIO()
     write_po(
         content,
         catalogue,
         width=110,
-        omit_header=without_header,
         sort_output=True,
         ignore_obsolete=True,
         include_lineno=False,
@@ -102,7 +100,6 @@ def written(catalogue: Catalog, *, without_header: bool = False) -> bytes:
 def main() -> None:
     """Bring all catalogues up to date."""
     template = extracted()
-    TEMPLATE.write_bytes(written(template, without_header=True))
     for path in translations():
         catalogue = read(path)
         catalogue.update(template, no_fuzzy_matching=True)

@@ -72,12 +72,6 @@ def test_a_catalogue_is_complete(path: Path) -> None:
     assert path.with_suffix(".mo").read_bytes() == catalogues.compiled(catalogues.read(path))
 
 
-def test_the_file_of_all_texts_is_current() -> None:
-    """The English texts in one file."""
-    expected = catalogues.written(catalogues.extracted(), without_header=True)
-    assert catalogues.TEMPLATE.read_bytes() == expected, "run: python -m tests.support.catalogues"
-
-
 @pytest.mark.parametrize("path", TRANSLATIONS, ids=lambda path: path.stem)
 def test_a_translation_keeps_values_and_tags(path: Path) -> None:
     """Each has what its English text has; a form for one may leave out the number. No quote ends an attribute."""

@@ -1,7 +1,7 @@
 """The languages of the console: catalogues of gettext, and how times and numbers are written.
 
-English texts are in the templates and the code; `texts/console.pot` has all of them. A catalogue, such as
-`texts/de.po`, has them in another language. `python -m tests.support.catalogues` brings both up to date.
+English texts are in the templates and the code. A catalogue, such as `texts/de.po`, has them in another language;
+`python -m tests.support.catalogues` brings it up to date.
 """
 
 from __future__ import annotations

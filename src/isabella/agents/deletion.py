@@ -1,4 +1,4 @@
-"""The end of an agent: it goes with the memory that no other agent has."""
+"""Deletion of an agent with the memory that no other agent uses."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from isabella.system.english import english
 
 
 async def delete_with_memory(registry: AgentRegistry, record: AgentRecord) -> list[str]:
-    """Delete an agent, the blocks that no other agent has, and its archives. Return the ids of the deleted blocks.
+    """Delete an agent, its archives, and the blocks that no other agent uses. Return the ids of the deleted blocks.
 
-    Letta itself keeps blocks and archives of a deleted agent. Raises `LettaError`, or an `AgentError` if the agent is
-    deleted and a part of its memory is not.
+    Letta keeps the blocks and archives of a deleted agent, so each is deleted by itself. Raises `LettaError` if the
+    agent was not deleted, and `AgentError` if it was, but a part of its memory was not.
     """
     letta = registry.letta
     kept = {id for other in others_of(await registry.all(hidden=True), record) for id in other.blocks.values()}
@@ -43,6 +43,6 @@ def others_of(records: Sequence[AgentRecord], record: AgentRecord) -> list[Agent
 
 
 async def own_archives(registry: AgentRegistry, record: AgentRecord) -> list[str]:
-    """Return the ids of the archives that no other agent has."""
+    """Return the ids of the archives that are attached to this agent only."""
     passages = registry.letta.passages
     return [id for id in await passages.archives(record.id) if await passages.agents_of(id) == [record.id]]

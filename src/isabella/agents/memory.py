@@ -1,7 +1,8 @@
-"""The memory of agents, read and edited from outside: core memory (its blocks) and archival memory (its passages).
+"""The memory of agents, read and edited by people: core memory (blocks) and archival memory (passages).
 
-Letta enforces no limit of a block, and the last writer wins. So the limit is checked here, and an editor states the
-version that it saw: a digest of the text, because Letta's REST API shows no version.
+Letta does not enforce the limit of a block, and the last of two concurrent writers wins. This module checks limits,
+and refuses an edit that was made to an older text. The version of a text is its digest, because Letta's REST API has
+no version numbers.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from isabella.letta.client import LettaClient
 from isabella.system import audit
 from isabella.system.english import english
 
-#: A context manager that delays an agent's turns while its memory is written.
+#: Returns a context manager that delays the turns of an agent, given its id, while its memory is written.
 Hold = Callable[[str], AbstractAsyncContextManager[None]]
 
-#: Returns the id of the last message of the user with this text, of an agent by its id; None if it is not found.
+#: Returns the id of the last user message with this text, given the id of the agent and the text; None without one.
 FindMessage = Callable[[str, str], Awaitable[str | None]]
 
-ANY_VERSION = "*"  # the version that an editor states to overwrite a block in any case
+ANY_VERSION = "*"  # the version for an edit that overwrites any text
 
 _PAGE_SIZE = 50  # Passages that are requested at once. Each row has its whole vector, about 40 kB.
 _TOO_LONG = "exceeds token limit"
@@ -60,7 +61,7 @@ class ArchivalPassage:
     text: str
     tags: tuple[str, ...] = ()
     created_at: str | None = None  # ISO 8601
-    near: bool = True  # whether a search found it because it is near, not because nothing is nearer
+    near: bool = True  # False if a search returned it only because nothing is nearer
 
 
 class CoreMemory:
@@ -97,7 +98,7 @@ class CoreMemory:
         raise MemoryUnknown(english("There is no memory block %(label)s.", label=repr(label[:100])), remedy=remedy)
 
     async def observe(self, agent_id: str) -> list[MemoryBlock]:
-        """Note the present texts of an agent's blocks in their histories, and return them."""
+        """Record the current texts of an agent's blocks in their histories, and return the blocks."""
         calls = self.history.written(agent_id)
         writings = [await self._with_message(agent_id, call) for call in calls]
         blocks = await self.blocks(agent_id)
@@ -112,13 +113,13 @@ class CoreMemory:
         return replace(writing, message=await self._find_message(agent_id, writing.text) or "")
 
     async def versions(self, agent_id: str, label: str) -> tuple[MemoryBlock, list[BlockVersion]]:
-        """Return a block and the kept versions of its text, oldest first; the last one is its present text."""
+        """Return a block and the stored versions of its text, oldest first; the last one is its current text."""
         await self.observe(agent_id)
         block = await self.block(agent_id, label)
         return block, self.history.versions(block.id)
 
     async def restore(self, agent_id: str, label: str, number: int, *, seen: str) -> MemoryBlock:
-        """Give a block the text of one of its versions again. See `write`; `MemoryUnknown` if it is not kept."""
+        """Restore an earlier version of a block's text; `MemoryUnknown` if it is not stored. See `write`."""
         _, versions = await self.versions(agent_id, label)
         version = next((version for version in versions if version.number == number), None)
         if version is None:
@@ -143,10 +144,10 @@ class CoreMemory:
     async def write(
         self, agent_id: str, label: str, value: str, *, seen: str, restored: int | None = None
     ) -> MemoryBlock:
-        """Replace a block's text if the editor has `seen` its current version, or any version for `ANY_VERSION`.
+        """Replace a block's text if `seen` is its current version, or `ANY_VERSION`.
 
-        `restored` is the number of the version that the text is of.
-        Raises `MemoryChanged` or `MemoryTooLong`, and see `block` and `check_text`. Nothing is written then.
+        `restored` is the number of the version that is restored, if one is. Raises `MemoryChanged`, `MemoryTooLong`,
+        and what `block` and `check_text` raise; then nothing is written.
         """
         async with self.hold(agent_id):
             if self.history.written(agent_id):
@@ -191,7 +192,7 @@ class ArchivalMemory:
         return [_passage(row) for row in await self._letta.passages.page(agent_id, limit=limit, after=after)]
 
     async def every(self, agent_id: str) -> AsyncIterator[ArchivalPassage]:
-        """Yield all passages, oldest first. One page is in memory."""
+        """Yield all passages, oldest first. Only one page is in memory at a time."""
         seen: set[str] = set()
         after: str | None = None
         while True:
@@ -236,7 +237,8 @@ class ArchivalMemory:
     async def search(self, agent_id: str, query: str, *, limit: int = 10) -> list[ArchivalPassage]:
         """Return the passages nearest to a query, best first: by meaning if the agent has vectors, else by text.
 
-        Those that are far are marked so. Raises `VectorsUnavailable` or `VectorsRefused`, too.
+        `near` is False for passages that are returned only because nothing is nearer. Also raises
+        `VectorsUnavailable` or `VectorsRefused`.
         """
         check_text(query)
         if not query.strip():
@@ -265,7 +267,7 @@ class ArchivalMemory:
 
 
 def check_text(text: str) -> None:
-    """Raise `MemoryRefused` for text that Letta would drop without an error, or fail on."""
+    """Raise `MemoryRefused` for text that Letta cannot store: it drops some silently, and fails on the rest."""
     if "\x00" in text or any("\ud800" <= character <= "\udfff" for character in text):
         raise MemoryRefused(
             english("The text contains a NUL character or half of a surrogate pair, which cannot be stored."),

@@ -1,7 +1,8 @@
-"""Which passages are near to a query. Letta returns the nearest ones, however far they are, and no distances.
+"""Decide which results of a vector search are relevant: Letta returns the nearest passages at any distance.
 
-A cosine says little by itself: unrelated texts have about 0.1 with one model and 0.7 with another. So a query and a
-passage are compared with texts about other things, too. They are near if their cosine stands out from those.
+A cosine has no absolute meaning: it is about 0.1 between unrelated texts with one model, and 0.7 with another. The
+query and each passage are therefore also compared with texts about unrelated things. A passage is near if its cosine
+with the query is clearly higher than those.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ Vector = Sequence[float]
 #: Makes a vector for each text with a model.
 Embed = Callable[[str, Sequence[str]], Awaitable[Sequence[Vector]]]
 
-#: How many standard deviations a cosine has to exceed the mean of unrelated texts. With the local model, of 23 pairs
-#: of a query and its passage 16 were above (the others shared no word and were no nearer than unrelated ones), and of
-#: 337 unrelated pairs none.
+#: By how many standard deviations a cosine must exceed the mean of unrelated texts. With the local model, 16 of 23
+#: pairs of a query and its passage did (the others shared no word, and were no nearer than unrelated texts), and none
+#: of 337 unrelated pairs.
 _STANDS_OUT = 2.0
 _SMALLEST_DEVIATION = 0.01
-_SHORTEST_PART = 3  # shorter words are parts of too many others
+_SHORTEST_PART = 3  # a shorter word must match a whole word: it is part of too many others
 
-#: Short texts about different things, in two languages.
+#: Short texts about unrelated things, in English and German.
 _OTHER_THINGS = (
     "The train to the coast leaves at nine in the morning.",
     "Boil the potatoes in salted water for twenty minutes.",
@@ -74,7 +75,7 @@ class Nearness:
         self._others: dict[str, Sequence[Vector]] = {}
 
     async def near(self, model: str, query: str, passages: Sequence[tuple[str, Vector]]) -> list[bool]:
-        """Return for each passage, a text and its vector of this model, whether it is near to the query.
+        """Return whether each passage, given as its text and its vector of this model, is near to the query.
 
         Raises what `embed` raises.
         """
@@ -86,7 +87,7 @@ class Nearness:
 
 
 def has_words(text: str, query: str) -> bool:
-    """Return whether a text has every word of a query. A short one has to be a whole word of the text."""
+    """Return whether a text contains every word of a query; short words must match whole words."""
     words, found = query.casefold().split(), text.casefold()
     whole = set(re.findall(r"\w+", found))
     return bool(words) and all(
@@ -111,7 +112,7 @@ def _stands_out(cosine: float, *backgrounds: tuple[float, float]) -> bool:
 
 
 def _background(vector: Vector, others: Sequence[Vector]) -> tuple[float, float]:
-    """Return mean and standard deviation of the cosines with the nearer half: mostly texts in the same language."""
+    """Return mean and standard deviation of the cosines with the nearer half of the texts: those in its language."""
     cosines = sorted(_cosine(vector, other) for other in others)
     nearer = cosines[len(cosines) // 2 :]
     return statistics.fmean(nearer), statistics.pstdev(nearer)

@@ -1,6 +1,6 @@
-"""An agent's next prompt: its parts with their texts and their sizes, in tokens at four characters each.
+"""The parts of an agent's next prompt: their texts, and their sizes in tokens, estimated as four characters each.
 
-No vendor's tokenizer is asked: they differ by a tenth or two, and the parts are compared with each other.
+The estimate serves to compare the parts with each other; the tokenizers of vendors differ by 10 to 20 %.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class PromptBudget:
     """The sizes of the parts of a prompt in tokens, and the window that they have to fit into."""
 
     parts: Mapping[str, int]  # `persona`, `memory blocks`, `metadata`, one for each tool, and `conversation`
-    window: int
+    window: int  # of the model, in tokens
 
     @property
     def total(self) -> int:
@@ -52,7 +52,7 @@ class PromptBudget:
 
     @property
     def fixed(self) -> int:
-        """The size of everything but the conversation, which no summary makes smaller."""
+        """The size of everything but the conversation: a summary makes only the conversation smaller."""
         return self.total - self.parts["conversation"]
 
     def as_json(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class PromptPart:
 
     @property
     def tokens(self) -> int:
-        """Its size."""
+        """Its size in tokens."""
         return _tokens(len(self.text))
 
 
@@ -89,7 +89,7 @@ class Prompt:
 
     @property
     def budget(self) -> PromptBudget:
-        """The sizes of its parts; those of the blocks, and those of the messages, together."""
+        """The sizes of its parts; all blocks count as one part, and so do all messages."""
         return PromptBudget(
             {
                 "persona": self._size("persona"),
@@ -113,8 +113,8 @@ async def prompt_budget(letta: LettaClient, agent_id: str, conversation: str | N
 async def read_prompt(letta: LettaClient, agent_id: str, conversation: str | None = None) -> Prompt:
     """Return an agent's next prompt, without the next message. Raises `LettaError`.
 
-    `conversation` is the id of another conversation than the default one.
-    Letta compiles the memory into the system prompt with each message: the blocks are those of the last one.
+    `conversation` is the id of a conversation other than the default one. The blocks are those of the last message:
+    with each message Letta compiles the memory into the system prompt.
     """
     row = await letta.agents.get(agent_id, relations=("agent.tools", "agent.blocks"))
     # The first message is the compiled system prompt.
@@ -142,7 +142,7 @@ def _found(pattern: re.Pattern[str], text: str) -> str:
 
 
 def _divided(text: str, labels: Sequence[str]) -> list[PromptPart]:
-    """Return the compiled blocks as a part for each label that begins in them, and the text before the first."""
+    """Divide the compiled blocks into one part for each label, after a part with the text before the first block."""
     starts: dict[str, int] = {}
     if labels:
         tags = re.compile(rf"^<({'|'.join(map(re.escape, labels))})>$", re.MULTILINE)

@@ -193,7 +193,7 @@ def repair(
 
 
 class Format(StrEnum):
-    """What an agent is exported as."""
+    """A format of exported agents."""
 
     AGENT_FILE = "agent-file"
     MARKDOWN = "markdown"
@@ -381,7 +381,7 @@ def delete(
 
 @asynccontextmanager
 async def _turns_held(agent_service: AgentService, agent_id: str) -> AsyncIterator[None]:
-    """Hold back the turns of an agent: in all backends, if the database of Letta is known."""
+    """Hold back the turns of an agent; those of other backends too if Letta's database is known."""
     from isabella.locks.provider_lock import open_locks
     from isabella.turns.queue import TurnQueue
 

@@ -1,4 +1,4 @@
-"""Settings that are one of a few words: the strategy of a sync, and the lock of Letta's dependencies."""
+"""Enumerations of settings: the strategy of a sync, and the lock file of Letta's dependencies."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from enum import StrEnum
 
 
 class Strategy(StrEnum):
-    """The operator's choice between no gap and recreating everything."""
+    """How a sync changes the providers in Letta."""
 
     #: Keep what is proven, update in place if that can work, recreate only if nothing else works.
     AUTO = "auto"
-    #: DELETE, then POST every provider at every start, as the earlier system did. Opens a gap (fact P7).
+    #: DELETE and POST every provider at every start. In between, agents call without the configured key (fact P7).
     RECREATE = "recreate"
     #: Never DELETE.
     IN_PLACE = "in-place"
 
 
 class LettaLock(StrEnum):
-    """The operator's choice between fixed dependencies and those that Letta's makers tested."""
+    """Which lock file the dependencies of the embedded Letta are installed from."""
 
-    #: Isabella's lock, without known holes, if there is one for the release; otherwise the original.
+    #: Isabella's own, without known vulnerabilities, if there is one for the release; otherwise the original.
     PATCHED = "patched"
+    #: The one in Letta's release, with the versions that its makers tested.
     ORIGINAL = "original"

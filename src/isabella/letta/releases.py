@@ -1,4 +1,4 @@
-"""What each release of Letta can do, from `releases.toml`. It needs the standard library only."""
+"""The abilities of each release of Letta, from `releases.toml`. Imports only the standard library."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ OPENAI = "openai"  # the only client that uses a stored key in releases without 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a release can do."""
+    """The abilities and limitations of a release."""
 
     release: str  # its version, as its health check states it
-    known: bool = True  # whether its behaviour was measured
+    known: bool = True  # whether it is in the table, so that its behaviour was measured
     recreates: bool = True  # whether a deleted provider can be created again under its name (fact O1)
     refreshes: bool = True  # whether it can read a vendor's model list again (facts P11, O10)
-    #: whether, without a master key, it takes a long key for an encrypted one (fact O7)
+    #: whether it mistakes a long plaintext key for an encrypted one if it has no master key (fact O7)
     mistakes_long_keys: bool = False
-    remarks: tuple[str, ...] = ()  # what the operator of this release should know, one sentence each
+    remarks: tuple[str, ...] = ()  # limitations for the operator, one sentence each
 
 
 def capabilities_of(release: str) -> Capabilities:
-    """Return what a release can do. On a release that was not measured, nothing is deleted."""
+    """Return the abilities of a release. One that was not measured counts as unable to recreate a provider."""
     known = release in _table()["releases"]
     lacks = [ability for ability in ("recreate", "refresh") if not has(release, ability)] if known else ["measured"]
     return Capabilities(
@@ -42,23 +42,23 @@ def capabilities_of(release: str) -> Capabilities:
 
 
 def has(release: str | None, ability: str) -> bool:
-    """Return whether a release has an ability of the table; False if the release is not known."""
+    """Return whether a release has an ability of the table; False for None and malformed releases."""
     return at_least(release, _table()["since"][ability])
 
 
 def at_least(release: str | None, lowest: str) -> bool:
-    """Return whether a release is this one or a later one; False if it cannot be read."""
+    """Return whether a release is `lowest` or later; False if it is malformed."""
     numbers, wanted = _numbers(release or ""), _numbers(lowest)
     return numbers is not None and wanted is not None and numbers >= wanted
 
 
 def client_for(release: str | None) -> str:
-    """Return the name of Letta's client that agents are bound with. A release that cannot be read counts as new."""
+    """Return the Letta client to bind agents with. A malformed release counts as the latest."""
     return OPENAI if _numbers(release or "") is not None and not has(release, "generic_client") else GENERIC
 
 
 def supports_type(release: str | None, provider_type: str) -> bool:
-    """Return whether a release knows a provider type; if the release cannot be read, whether any does."""
+    """Return whether a release knows a provider type; for a malformed release, whether any release does."""
     since = _table()["types"].get(provider_type)
     return since is not None and (_numbers(release or "") is None or at_least(release, since))
 
@@ -74,7 +74,7 @@ def pinned_hashes() -> Mapping[str, str]:
 
 
 def release_in(health: Any) -> str | None:
-    """Return the version in an answer of Letta's health check; None if it is no such answer (fact R7)."""
+    """Return the release in a response of Letta's health check; None for any other response (fact R7)."""
     match health:
         case {"status": "ok", "version": str(version)}:
             return version

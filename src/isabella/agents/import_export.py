@@ -79,7 +79,10 @@ async def export_agent(registry: AgentRegistry, record: AgentRecord, secrets: It
     # A user may have told the agent a key, so known secrets are masked everywhere.
     text = redact(json.dumps(document, ensure_ascii=False, indent=2))
     if any(secret in text for secret in secrets):
-        raise AgentFileRefused("The file would have held a key, and was not written.")
+        raise AgentFileRefused(
+            "The file would have held a key, and was not written.",
+            remedy="Remove the key from the agent's memory and messages.",
+        )
     return text
 
 

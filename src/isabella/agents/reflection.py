@@ -95,7 +95,10 @@ async def reflect(
             with anyio.fail_after(_SECONDS):
                 await send(reflector.id, _request(messages))
         except TimeoutError:
-            raise LettaError(f"{reflector.name} did not end its reflection within {_SECONDS:g} s.") from None
+            raise LettaError(
+                f"{reflector.name} did not end its reflection within {_SECONDS:g} s.",
+                remedy="The next reflection reads the messages again. If this is repeated, switch to a faster model.",
+            ) from None
         finally:
             # What the turn removed from the blocks is kept, whether or not it succeeded.
             with anyio.CancelScope(shield=True):

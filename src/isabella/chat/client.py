@@ -18,6 +18,7 @@ from isabella.errors import IsabellaError
 from isabella.system.peers import Peer, hooks
 from isabella.system.urls import client_options
 
+_LOG = "The log of the backend says why."
 _CONNECT_SECONDS = 5.0
 _LOOK_SECONDS = 0.3
 _SECONDS = 60.0
@@ -217,7 +218,7 @@ class TurnStream:
             return _unreachable(str(self._client.base_url), error)
         if isinstance(error, IsabellaError):
             return error
-        return IsabellaError(f"The response of the backend is malformed ({type(error).__name__}).")
+        return IsabellaError(f"The response of the backend is malformed ({type(error).__name__}).", remedy=_LOG)
 
 
 def _parse_events(lines: Iterator[str]) -> Iterator[TurnEvent]:
@@ -234,7 +235,7 @@ def _refusal(response: httpx.Response) -> IsabellaError:
         error = response.json()["error"]
         return IsabellaError(str(error["message"]), remedy=error.get("remedy"))
     except (ValueError, KeyError, TypeError, AttributeError):
-        return IsabellaError(f"The backend responded with status {response.status_code}.")
+        return IsabellaError(f"The backend responded with status {response.status_code}.", remedy=_LOG)
 
 
 def _unreachable(address: str, error: Exception) -> IsabellaError:

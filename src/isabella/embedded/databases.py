@@ -122,7 +122,9 @@ def snapshot(url: SecretStr) -> Iterator[Snapshot]:
             ((id,),) = connection.execute("SELECT pg_export_snapshot()").fetchall()
             yield Snapshot(url, str(id), connection)
     except psycopg.Error as error:
-        raise EmbeddedError(f"Letta's database cannot be read: {redact(str(error)).strip()}") from error
+        raise EmbeddedError(
+            f"Letta's database cannot be read: {redact(str(error)).strip()}", remedy=postgres.UNUSABLE
+        ) from error
 
 
 def count_rows(connection: Connection[Any]) -> dict[str, int]:
@@ -189,7 +191,9 @@ def alone(access: DatabaseAccess, seconds: float) -> Iterator[None]:
             "Another backup of this database is being verified.", remedy="Wait until it is done, and repeat."
         ) from None
     except psycopg.Error as error:
-        raise EmbeddedError(f"Letta's database cannot be used: {redact(str(error)).strip()}") from error
+        raise EmbeddedError(
+            f"Letta's database cannot be used: {redact(str(error)).strip()}", remedy=postgres.UNUSABLE
+        ) from error
 
 
 def drop_leftovers(access: DatabaseAccess) -> None:

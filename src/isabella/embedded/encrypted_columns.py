@@ -34,6 +34,7 @@ HAVING count(*) FILTER (WHERE column_name LIKE '%\\_enc') > 0
 ORDER BY table_name
 """
 _SECONDS_FOR_LOCK = 120
+_AGAIN = "Run the command again."
 #: Columns with a name of the row for people; the first that the table has is used.
 _NAME_COLUMNS = ("name", "server_name", "key")
 
@@ -124,7 +125,10 @@ def _connected(address: SecretStr) -> Iterator[Connection[Any]]:
             yield connection
     except psycopg.Error as error:
         lines = str(error).strip().splitlines()
-        raise EmbeddedError(f"Letta's database: {lines[0] if lines else type(error).__name__}") from error
+        raise EmbeddedError(
+            f"Letta's database cannot be used: {lines[0] if lines else type(error).__name__}",
+            remedy=postgres.UNUSABLE,
+        ) from error
 
 
 def _decrypt_all(values: Iterable[StoredValue], keys: Sequence[SecretStr]) -> list[StoredValue]:
@@ -149,7 +153,7 @@ def _encrypt_all(values: Sequence[StoredValue], key: SecretStr) -> list[str]:
         plaintext = value.plaintext.get_secret_value() if value.plaintext is not None else ""
         text = encrypt(plaintext, key.get_secret_value())
         if decrypt(text, key.get_secret_value()) != plaintext:
-            raise EmbeddedError(f"{value.place} could not be encrypted; nothing was changed.")
+            raise EmbeddedError(f"{value.place} could not be encrypted; nothing was changed.", remedy=_AGAIN)
         return text
 
     with ThreadPoolExecutor() as threads:
@@ -193,7 +197,7 @@ def _write(connection: Connection[Any], value: StoredValue, text: str) -> None:
         sql.Identifier(value.table), column=sql.Identifier(value.column)
     )
     if connection.execute(statement, (text, value.id, value.text)).rowcount != 1:
-        raise EmbeddedError(f"{value.place} was changed by another process; nothing was written.")
+        raise EmbeddedError(f"{value.place} was changed by another process; nothing was written.", remedy=_AGAIN)
 
 
 def _verify_written(now: Iterable[StoredValue], written: Iterable[tuple[StoredValue, str]]) -> None:
@@ -201,4 +205,6 @@ def _verify_written(now: Iterable[StoredValue], written: Iterable[tuple[StoredVa
     texts = {(value.table, value.column, value.id): value.text for value in now}
     for value, text in written:
         if texts.get((value.table, value.column, value.id)) != text:
-            raise EmbeddedError(f"{value.place} does not hold the value that was written; nothing was changed.")
+            raise EmbeddedError(
+                f"{value.place} does not hold the value that was written; nothing was changed.", remedy=_AGAIN
+            )

@@ -49,6 +49,8 @@ ROLE = "isabella"
 DATABASE = "letta"
 AUTH_METHOD = "scram-sha-256"
 EXTENSION = "vector"
+#: The remedy if a statement failed.
+UNUSABLE = "Run the command again. If that fails, `isabella letta logs --postgres` shows the log of Postgres."
 _LONGEST_SOCKET = 103  # bytes of its path; macOS has the smallest limit
 
 
@@ -462,7 +464,9 @@ def current_revision(url: SecretStr) -> str | None:
         with connect(url) as connection:
             return revision_in(connection)
     except psycopg.Error as error:
-        raise StartFailed(f"Letta's database could not be read: {redact(str(error)).strip()}") from error
+        raise StartFailed(
+            f"Letta's database cannot be read: {redact(str(error)).strip()}", remedy=UNUSABLE
+        ) from error
 
 
 def revision_in(connection: Connection[Any]) -> str | None:

@@ -171,7 +171,10 @@ def wait_until_started(paths: InstancePaths, run: ServerRun, has_database: Calla
         return
     if not has_database():
         stop(paths, run)
-        raise EndedWhileStarting(f"Postgres ended while Letta {paths.release} was starting.")
+        raise EndedWhileStarting(
+            f"Postgres ended while Letta {paths.release} was starting.",
+            remedy="Read its log (isabella letta logs --postgres), then run `isabella letta up`.",
+        )
     ended = not run.process.is_running()
     stop(paths, run)
     log = child_processes.quote_log(paths.letta_log)

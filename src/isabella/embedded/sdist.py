@@ -81,7 +81,10 @@ def unpack(archive: Path, folder: Path, release: str) -> Path:
         with tarfile.open(archive) as tar:
             _extract(tar, folder)
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InstallFailed(f"The source distribution of Letta {release} cannot be unpacked: {error}.") from error
+        raise InstallFailed(
+            f"The source distribution of Letta {release} cannot be unpacked: {error}.",
+            remedy="Run the command again.",
+        ) from error
     tree = folder / f"letta-{release}"
     missing = [name for name in ("uv.lock", "alembic.ini", "pyproject.toml") if not (tree / name).is_file()]
     if missing:

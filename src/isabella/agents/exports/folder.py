@@ -53,7 +53,10 @@ class FolderWriter:
         # A user may have told the agent a key.
         text = redact(text)
         if any(secret in text for secret in self.secrets):
-            raise ExportRefused("The export would have held a key, and was not written.")
+            raise ExportRefused(
+                "The export would have held a key, and was not written.",
+                remedy="Remove the key from the agent's memory and messages, then export it again.",
+            )
         return text
 
     @contextmanager

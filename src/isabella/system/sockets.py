@@ -177,7 +177,7 @@ def listening_sockets(port: int, *, ipv6: bool) -> list[tuple[str, int]]:
 def stable_ports() -> Iterator[int]:
     """Yield, in random order, the ports that the system gives to no outgoing connection.
 
-    A server whose port is in that range may find it taken after a restart.
+    A server whose port is in the range of outgoing connections may find it taken after a restart.
     """
     outgoing = _outgoing_ports()
     ports = [port for port in _CANDIDATES if port not in outgoing]

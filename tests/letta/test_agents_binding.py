@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -222,7 +223,10 @@ def test_the_active_runs_in_the_database_are_those_that_letta_lists(bench: Bench
         async with LettaClient(
             LettaHttp(letta_server.base_url, password=letta_server.password), database_url
         ) as letta:
-            return await letta.messages.active_runs_of(agent)
+            found = await letta.messages.active_runs_of(agent)
+            assert all(run.began is None or 0 <= time.time() - run.began < 600 for run in found)
+            assert all((run.began is None) == (database_url is None) for run in found)
+            return [run.id for run in found]
 
     def both() -> tuple[list[str], list[str]]:
         return anyio.run(read, letta_server.database_url), anyio.run(read, None)

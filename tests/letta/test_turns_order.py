@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
+import psycopg
 import pytest
 
 from isabella.embedded import Letta
@@ -152,6 +153,52 @@ def test_two_backends_take_turns(served: Backend, other: Backend) -> None:
     assert first.whole().end["reason"] == "completed"
     assert second.whole().end["reason"] == "completed"
     assert served.said_to(agent) == ["Count to 60", "Say second"]
+
+
+def test_a_killed_backend_leaves_a_run_that_is_waited_for(served: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Letta goes on with a turn whose backend was killed: the first turn of that agent after the start waits."""
+    monkeypatch.setattr("isabella.turns.turn._LEFTOVER_SECONDS", 60.0)
+    agent = served.agent("orphan", GROQ)
+    path = f"/v1/agents/{served.id_of(agent)}/messages/stream"
+    body = {"messages": [{"role": "user", "content": "Count to 300"}], "stream_tokens": True}
+    with slowly(served, "groq"):
+        with served.letta.stream("POST", path, json=body) as killed:
+            next(line for line in killed.iter_lines() if "assistant_message" in line)
+        turn = Speaking(served, agent, "Say that you are back")
+        assert "earlier turn" in str(turn.until("held"))
+        assert runs(served, agent) == ["running"]
+    assert turn.whole().end["reason"] == "completed"
+    assert runs(served, agent) == ["completed"] * 2
+    assert served.said_to(agent) == ["Count to 300", "Say that you are back"]
+    first, second = (one for one in served.vendors.requests("groq") if one.path.endswith("/chat/completions"))
+    assert first.ended_after is not None
+    assert first.at + first.ended_after <= second.at
+
+
+def test_a_killed_letta_leaves_a_run_that_is_ended(served: Backend, letta_server: Letta) -> None:
+    """It would stay active for ever. It is not waited for, and later turns of the agent do not look for such runs."""
+    agent = served.agent("stale", GROQ)
+    id = served.id_of(agent)
+    said = {"messages": [{"role": "user", "content": "Say something"}], "streaming": False}
+    served.letta.post(f"/v1/agents/{id}/messages", json=said).raise_for_status()
+
+    def leave() -> None:
+        with psycopg.connect(letta_server.database_url.get_secret_value()) as database:
+            database.execute(
+                "UPDATE runs SET status = 'running', stop_reason = NULL, completed_at = NULL, "
+                "created_at = created_at - interval '1 day' "
+                "WHERE agent_id = %s AND status <> 'running'",
+                (id,),
+            )
+
+    leave()
+    assert runs(served, agent) == ["running"]
+    turn = served.say(agent, "Say something else")
+    assert (turn.end["reason"], turn.all("held")) == ("completed", [])
+    assert sorted(runs(served, agent)) == ["cancelled", "completed"]
+    leave()
+    assert served.say(agent, "Say more").end["reason"] == "completed"
+    assert sorted(runs(served, agent)) == ["completed", "running", "running"]
 
 
 def test_a_change_waits_only_so_long(served: Backend) -> None:

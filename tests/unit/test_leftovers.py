@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import anyio
 import pytest
 
 from isabella.errors import LettaRefused
-from isabella.letta.client import LettaClient
+from isabella.letta.client import ActiveRun, LettaClient
 from isabella.letta.messages import Image, by_user
 from isabella.server.idempotency import TurnRequest
+from isabella.system.peers import Peer
+from isabella.system.processes import ChildProcess
 from isabella.turns import leftovers
-from isabella.turns.leftovers import end_runs, found_turn
+from isabella.turns.leftovers import FirstTurns, end_runs, found_turn
 
 WAITED, CANCELLED, AT_VENDOR = "waited", "cancelled", "ended at the vendor"
 
@@ -21,23 +25,23 @@ WAITED, CANCELLED, AT_VENDOR = "waited", "cancelled", "ended at the vendor"
 class Runs:
     """The runs of one agent at a Letta: those that are active at each question, and what was done to them."""
 
-    def __init__(self, *active: Sequence[str], refuses: bool = False) -> None:
+    def __init__(self, *active: Sequence[str], refuses: bool = False, began: float | None = None) -> None:
         self.active = [*active]
-        self.refuses = refuses
+        self.refuses, self.began = refuses, began
         self.done: list[str] = []
         self.messages = self
 
-    async def active_runs_of(self, agent_id: str) -> list[str]:
+    async def active_runs_of(self, agent_id: str) -> list[ActiveRun]:
         assert agent_id == "agent-1"
         now = self.active.pop(0) if len(self.active) > 1 else self.active[0]
-        return [*now]
+        return [ActiveRun(id, self.began) for id in now]
 
     async def cancel(self, agent_id: str, run_id: str) -> None:
         self.done.append(f"{CANCELLED} {run_id}")
         if self.refuses:
             raise LettaRefused("409", status=409)
 
-    async def end(self, wait: float) -> list[str]:
+    async def end(self, wait: float, alive_since: float = 0.0) -> list[str]:
         """End them, and return what happened."""
 
         async def told() -> None:
@@ -46,7 +50,14 @@ class Runs:
         async def end_calls(_agent: str) -> None:
             self.done.append(AT_VENDOR)
 
-        await end_runs(cast(LettaClient, self), "agent-1", wait=wait, on_wait=told, end_calls=end_calls)
+        await end_runs(
+            cast(LettaClient, self),
+            "agent-1",
+            wait=wait,
+            alive_since=alive_since,
+            on_wait=told,
+            end_calls=end_calls,
+        )
         return self.done
 
 
@@ -78,6 +89,25 @@ def test_a_run_that_does_not_end_is_cancelled() -> None:
 def test_a_run_that_ends_before_it_is_cancelled_is_no_error() -> None:
     """Letta answers 409 then."""
     assert anyio.run(Runs(["run-1"], refuses=True).end, 0.0) == [f"{CANCELLED} run-1", AT_VENDOR]
+
+
+def test_a_run_of_a_letta_that_has_ended_is_not_waited_for() -> None:
+    """It would stay active for ever. One that began later, or at an unknown time, may still be answered."""
+    now = time.time()
+    assert anyio.run(Runs(["run-1"], began=now - 60).end, 60.0, now) == [f"{CANCELLED} run-1", AT_VENDOR]
+    assert anyio.run(Runs(["run-1"], [], began=now + 1).end, 60.0, now) == [WAITED]
+    assert anyio.run(Runs(["run-1"], []).end, 60.0, now) == [WAITED]
+
+
+def test_a_single_backend_looks_once_for_each_agent_and_letta() -> None:
+    """Before the first turn of an agent after a start of the backend, and again after one of Letta."""
+    peer = Peer("Letta", Path("letta.json"), "", verified=ChildProcess(1, 100.0))
+    first = FirstTurns(peer)
+    assert (first.is_next("agent-1"), first.alive_since) == (True, 100.0)
+    first.note("agent-1")
+    assert (first.is_next("agent-1"), first.is_next("agent-2")) == (False, True)
+    peer.verified = ChildProcess(2, 200.0)
+    assert (first.is_next("agent-1"), first.alive_since) == (True, 200.0)
 
 
 def row(kind: str, id: str, content: str = "", otid: str | None = None) -> dict[str, Any]:

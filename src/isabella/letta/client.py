@@ -27,9 +27,17 @@ log = structlog.get_logger()
 _MESSAGES_OF_RUN = 200  # more than one run stores
 _ACTIVE_RUNS = 1000
 _ACTIVE_OF_AGENT = """
-SELECT coalesce(array_agg(id), '{}') FROM runs
+SELECT coalesce(json_object_agg(id, extract(epoch FROM created_at)), '{}') FROM runs
 WHERE agent_id = %s AND status IN ('created', 'running') AND NOT is_deleted
 """
+
+
+@dataclass(frozen=True)
+class ActiveRun:
+    """A run that is under way, or was when its Letta ended."""
+
+    id: str
+    began: float | None = None  # Unix time; None if it is not known
 
 
 @dataclass(frozen=True)
@@ -136,17 +144,17 @@ class Messages:
         """Return the runs that are under way, of all agents."""
         return await self._http.rows(paths.RUNS, active=True, limit=_ACTIVE_RUNS)
 
-    async def active_runs_of(self, agent_id: str) -> list[str]:
-        """Return the ids of an agent's runs that are under way, from Letta's Postgres if that is known."""
+    async def active_runs_of(self, agent_id: str) -> list[ActiveRun]:
+        """Return an agent's runs that are under way, from Letta's Postgres if that is known."""
         if self._database is not None:
             try:
                 found = await self._database.fetch(_ACTIVE_OF_AGENT, (agent_id,))
             except ConfigurationError as error:
                 log.info("runs not read from the database", agent=agent_id, error=error.what)
             else:
-                return [] if found is None else list(found[0])
+                return [] if found is None else [ActiveRun(id, began) for id, began in found[0].items()]
         runs = await self._http.rows(paths.RUNS, agent_id=agent_id, active=True, limit=_ACTIVE_RUNS)
-        return [str(run["id"]) for run in runs]
+        return [ActiveRun(str(run["id"])) for run in runs]
 
     async def latest_runs(self, agent_id: str, limit: int) -> list[dict[str, Any]]:
         """Return the latest runs of an agent, the newest first."""

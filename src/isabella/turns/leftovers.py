@@ -1,8 +1,9 @@
-"""Runs and answers that other backends have left at Letta.
+"""Runs and answers that other backends, or an earlier process of this one, have left at Letta.
 
 Letta goes on with a run whose client has gone (measured on 0.16.8). If a backend is killed in a turn, its lock in
-Postgres ends with it, and the next turn of the agent, in another backend, would overlap with that run. A run whose
-Letta was killed stays active for ever. So before a turn the active runs of its agent are waited for, and then ended.
+Postgres ends with it, and the next turn of the agent, in another backend or after a restart, would overlap with that
+run. A run whose Letta was killed stays active for ever. So before a turn the active runs of its agent are waited for,
+and then ended: by several backends before every turn, by a single one before the first turn of each agent.
 
 The client of the killed backend may send its request again, with the same `Idempotency-Key`, to another backend. The
 id of the request is stored with the message, as Letta's `otid`, so the answer is found there.
@@ -20,6 +21,8 @@ import structlog
 
 from isabella.errors import LettaRefused
 from isabella.letta.client import LettaClient
+from isabella.system.peers import Peer
+from isabella.system.processes import ChildProcess
 from isabella.turns.events import AnswerText
 
 log = structlog.get_logger()
@@ -36,16 +39,19 @@ async def end_runs(
     agent_id: str,
     *,
     wait: float,
+    alive_since: float = 0.0,
     on_wait: Callable[[], Awaitable[None]] | None = None,
     end_calls: Callable[[str], Awaitable[None]] | None = None,
 ) -> None:
     """Wait `wait` seconds for the active runs of an agent, then cancel them; the caller holds the agent's lock.
 
-    `on_wait` is called if there are any; `end_calls` ends their requests at the vendor. Raises `LettaError`.
+    Runs that began before `alive_since`, a Unix time, are not waited for: the Letta that had them has ended.
+    `on_wait` is called if there are any to wait for; `end_calls` ends the requests of all at the vendor. Raises
+    `LettaError`.
     """
     deadline = time.monotonic() + wait
     while runs := await letta.messages.active_runs_of(agent_id):
-        if time.monotonic() >= deadline:
+        if time.monotonic() >= deadline or all(run.began is not None and run.began < alive_since for run in runs):
             break
         if on_wait is not None:
             await on_wait()
@@ -53,16 +59,45 @@ async def end_runs(
         await anyio.sleep(_LOOK_EVERY)
     if not runs:
         return
-    for id in runs:
-        log.warning("run ended", agent=agent_id, run=id, sentence=f"The run {id} of an earlier turn was cancelled.")
+    for run in runs:
+        sentence = f"The run {run.id} of an earlier turn was cancelled."
+        log.warning("run ended", agent=agent_id, run=run.id, sentence=sentence)
         try:
-            await letta.messages.cancel(agent_id, id)
+            await letta.messages.cancel(agent_id, run.id)
         except LettaRefused:
             # 409: it has ended meanwhile.
-            log.info("nothing cancelled", agent=agent_id, run=id)
+            log.info("nothing cancelled", agent=agent_id, run=run.id)
     if end_calls is not None:
         await end_calls(agent_id)
     await anyio.sleep(_END_SECONDS)
+
+
+class FirstTurns:
+    """The turns before which a single backend looks for runs: the first one of each agent after a start.
+
+    A backend ends the runs of its own turns. Those of an earlier process of it, and those of a Letta that was killed,
+    are found by the first turn of their agent after the start of the backend or of Letta. Later turns cost nothing.
+
+    Args:
+        peer: identifies the process of Letta.
+    """
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+        self._looked: dict[str, ChildProcess | None] = {}
+
+    @property
+    def alive_since(self) -> float:
+        """The Unix time at which the present process of Letta was started; 0 if it is not known."""
+        return 0.0 if self._peer.verified is None else self._peer.verified.started
+
+    def is_next(self, agent_id: str) -> bool:
+        """Return whether no turn of the agent has looked yet."""
+        return agent_id not in self._looked or self._looked[agent_id] != self._peer.verified
+
+    def note(self, agent_id: str) -> None:
+        """Record that a turn of the agent has looked."""
+        self._looked[agent_id] = self._peer.verified
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from isabella.system.supervision import Supervisor
 from isabella.turns.agent_cache import AgentCache, AgentRef
 from isabella.turns.circuit_breaker import CircuitBreaker
 from isabella.turns.events import Event
+from isabella.turns.leftovers import FirstTurns
 from isabella.turns.message import UserMessage
 from isabella.turns.queue import TurnQueue
 from isabella.turns.turn import Turn, TurnDependencies
@@ -162,7 +163,8 @@ def new_turn_service(
 
     With a `supervisor`, turns wait while a part that it watches is started again.
     """
-    settings = agent_service.settings
+    settings, peer = agent_service.settings, agent_service.connection.peer
+    several = settings.several_backends or locks.advisory is None
     deps = TurnDependencies(
         letta=agent_service.letta,
         gateway=GatewayClient(settings) if starts_here(settings) and gateway_address(settings) else None,
@@ -176,6 +178,7 @@ def new_turn_service(
         supervisor=supervisor,
         hold=settings.turn_wait,
         shared=locks.advisory is not None and settings.several_backends,
+        first_turns=None if peer is None or several else FirstTurns(peer),
     )
     queue = TurnQueue(locks.advisory, limit=settings.turn_queue, patience=settings.turn_wait)
     return TurnService(deps, queue, on_event)

@@ -120,6 +120,7 @@ class TurnDependencies:
     supervisor: Supervisor | None = None  #: starts Letta, Postgres and the gateway again; None if nobody does
     hold: float = 120.0  #: seconds that a turn waits for them
     shared: bool = False  #: whether other backends run turns on the same Letta, or others start it again
+    first_turns: leftovers.FirstTurns | None = None  #: of a single backend that runs its Letta itself
     speeds: ReadingSpeeds = field(default_factory=ReadingSpeeds)
     prompts: SystemPrompts = field(default_factory=SystemPrompts)
 
@@ -303,6 +304,10 @@ class Turn:
     async def _answered_elsewhere(self) -> bool:
         """Wait for what another backend has left of this agent, and return whether that was this very request."""
         if not self._deps.shared:
+            first_turns = self._deps.first_turns
+            if first_turns is not None and first_turns.is_next(self.agent_ref.id):
+                await self._end_runs(_LEFTOVER_SECONDS, alive_since=first_turns.alive_since)
+                first_turns.note(self.agent_ref.id)
             return False
         await self._end_runs(_LEFTOVER_SECONDS)
         if self._message.request_id is None:
@@ -331,12 +336,12 @@ class Turn:
             )
         return True
 
-    async def _end_runs(self, wait: float) -> None:
+    async def _end_runs(self, wait: float, *, alive_since: float = 0.0) -> None:
         """End the runs of this agent that nobody reads any more."""
         deps = self._deps
 
         async def tell() -> None:
-            await self._emit(Held("Letta is still at an earlier turn of this agent."))
+            await self._emit(Held(english("Letta is still at an earlier turn of this agent.")))
 
         await self._repeatedly(
             partial(
@@ -344,6 +349,7 @@ class Turn:
                 deps.letta,
                 self.agent_ref.id,
                 wait=wait,
+                alive_since=alive_since,
                 on_wait=tell if wait else None,
                 end_calls=None if deps.gateway is None else deps.gateway.end_calls,
             )

@@ -17,7 +17,7 @@ endif
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run check test lint real browser bench soak compat catalog clients demo pictures dist image image-base image-pin image-test stack manifests clean alerts
+.PHONY: help setup run check test lint real browser bench soak compat catalog clients demo pictures dist haproxy image image-base image-pin image-test stack manifests clean alerts
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,7 @@ check: lint ## Run before every commit: lint and the unit tests
 	@$(BIN)/python -m pytest -n 2 --no-cov tests/unit
 
 test: setup ## Run all tests on a real Letta and Postgres; measure coverage
+	@$(MAKE) --no-print-directory haproxy || echo "test: the test of several backends is skipped" >&2
 	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --cov
 
 lint: setup ## Check format, lint rules, types and the layers of packages
@@ -71,6 +72,16 @@ browser: ## Install a headless Chromium with apt-get (Debian, Ubuntu), for the b
 	command -v apt-get >/dev/null || { echo "browser: install Chromium and put it on the PATH" >&2; exit 1; }; \
 	install chromium
 
+# Its package comes with the libraries that are missing, unpacked into a folder of its own: nothing is installed, and no
+# service starts. An old list of packages may name files that are gone, so it is read again then.
+haproxy: ## Fetch HAProxy for the tests of several backends, if there is none (Debian, Ubuntu)
+	@PATH="$$PATH:/usr/local/sbin:/usr/sbin"; command -v haproxy >/dev/null || test -x .tools/usr/sbin/haproxy || { \
+	  command -v apt-get >/dev/null || { echo "haproxy: install HAProxy 2.6 or later and put it on the PATH" >&2; exit 1; }; \
+	  mkdir -p .tools/packages/partial && cd .tools; \
+	  fetch() { apt-get install -qq --download-only --no-install-recommends -o Debug::NoLocking=1 -o Dir::Cache::archives="$$PWD/packages" haproxy >/dev/null; }; \
+	  fetch 2>/dev/null || { apt-get update -qq && fetch; } && \
+	  for package in packages/*.deb; do dpkg -x "$$package" .; done && rm -r packages; }
+
 soak: setup ## Run the state machine on a real Letta, at length
 	@$(BIN)/python -m pytest -m soak
 
@@ -83,7 +94,7 @@ clients: setup ## Drive the clients of docs/clients.md against a backend; update
 catalog: setup ## Compare the catalog of vendors with what public packages say of their models
 	@$(BIN)/python -m compat.catalog
 
-bench: setup ## Run the benchmarks; print a table and write bench.json
+bench: setup haproxy ## Run the benchmarks; print a table and write bench.json
 	@$(BIN)/python -m bench
 
 demo: setup ## Show the bug and its fix in one screen

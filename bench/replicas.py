@@ -104,6 +104,7 @@ class Process:
         folder: its home.
         port: the port that it listens on.
         balancer: what tells when it is healthy.
+        number: of the servers behind the balancer, from 1 on.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Process:
     folder: Path
     port: int
     balancer: Balancer
+    number: int
     running: subprocess.Popen[bytes] | None = None
 
     @property
@@ -135,7 +137,7 @@ class Process:
     async def until_healthy(self) -> None:
         """Wait until requests come to it."""
         try:
-            await self.balancer.until(self.port, healthy=True)
+            await self.balancer.until(self.number, healthy=True)
         except TimeoutError:
             raise AssertionError(f"{self.name} did not come up: {self.log.read_text()[-2000:]}") from None
 
@@ -299,7 +301,7 @@ class Replicas:
         else:
             process = next(one for one in self.processes if one.name == name)
             await anyio.to_thread.run_sync(process.end, how)
-            await process.balancer.until(process.port, healthy=False)
+            await process.balancer.until(process.number, healthy=False)
             process.start()
         for one in self.processes:
             await one.until_healthy()
@@ -364,9 +366,8 @@ async def replicas(releases: Path, home: Path) -> AsyncIterator[Replicas]:
         database = stack.enter_context(operators_postgres(home / "postgres"))
         database.create()
         ports = _ports(ISABELLAS + LETTAS + 1)
-        before_lettas = await stack.enter_async_context(balancing(ports[:LETTAS], "/v1/health/"))
-        before_isabellas = await stack.enter_async_context(balancing(ports[LETTAS:-1], "/ready"))
-        before_gateway = await stack.enter_async_context(balancing(ports[-1:], "/control/health"))
+        servers = {"letta": ports[:LETTAS], "isabella": ports[LETTAS:-1], "gateway": ports[-1:]}
+        before = await stack.enter_async_context(balancing(home, servers))
         agents = home / "agents.toml"
         agents.write_text("\n".join(defined(name, [HANDLES[name]]) for name in NAMES))
         common = {
@@ -374,37 +375,39 @@ async def replicas(releases: Path, home: Path) -> AsyncIterator[Replicas]:
             "HOME": str(home),
             "LETTA_API_KEY": token_hex(24),
             "LETTA_ENCRYPTION_KEY": token_hex(32),
-            "LETTA_BASE_URL": f"http://127.0.0.1:{before_lettas.port}",
+            "LETTA_BASE_URL": f"http://127.0.0.1:{before['letta'].port}",
             "ISABELLA_DATABASE_URL": database.url(),
             "ISABELLA_TOKEN": TOKEN,
-            "ISABELLA_GATEWAY": f"http://127.0.0.1:{ports[-1]}",
+            "ISABELLA_GATEWAY": f"http://127.0.0.1:{before['gateway'].port}",
             "ISABELLA_AGENTS_FILE": str(agents),
             "ISABELLA_EMBEDDINGS": "off",
             "ISABELLA_REFLECT_AFTER": "0",
             **vendor_variables(vendors),
         }
 
-        def made(name: str, port: int, balancer: Balancer, *command: str, **variables: str) -> Process:
+        def made(kind: str, number: int, *command: str, **variables: str) -> Process:
+            name = kind if len(servers[kind]) == 1 else f"{kind}-{number}"
             folder = home / name
             folder.mkdir(mode=0o700)
-            if command[0] == "letta":
+            if kind == "letta":
                 (folder / "releases").symlink_to(releases.resolve(), target_is_directory=True)
             environment = {**common, "ISABELLA_HOME": str(folder), **variables}
-            process = Process(name, command, environment, folder, port, balancer)
+            port = servers[kind][number - 1]
+            process = Process(name, command, environment, folder, port, before[kind], number)
             process.start()
             stack.callback(_stop, process)
             return process
 
         lettas = [
-            made(f"letta-{number}", port, before_lettas, "letta", "run", "--port", str(port))
-            for number, port in enumerate(ports[:LETTAS], 1)
+            made("letta", number, "letta", "run", "--port", str(port))
+            for number, port in enumerate(servers["letta"], 1)
         ]
-        gateway = made("gateway", ports[-1], before_gateway, "gateway", "run", "--port", str(ports[-1]))
+        gateway = made("gateway", 1, "gateway", "run", "--port", str(servers["gateway"][0]))
         for process in (*lettas, gateway):
             await process.until_healthy()
         isabellas = [
-            made(f"isabella-{number}", port, before_isabellas, "up", "--no-practice", ISABELLA_PORT=str(port))
-            for number, port in enumerate(ports[LETTAS:-1], 1)
+            made("isabella", number, "up", "--no-practice", ISABELLA_PORT=str(port))
+            for number, port in enumerate(servers["isabella"], 1)
         ]
         for process in isabellas:
             await process.until_healthy()

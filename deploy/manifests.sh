@@ -31,6 +31,17 @@ if command -v systemd-analyze >/dev/null; then
   done
 else missing="$missing systemd-analyze"
 fi
+# `make alerts` and `make haproxy` put their programs into .tools.
+PATH="$PATH:/usr/local/sbin:/usr/sbin:$PWD/.tools/usr/bin:$PWD/.tools/usr/sbin"
+if command -v promtool >/dev/null; then
+  promtool check rules --lint=all --lint-fatal deploy/prometheus/alerts.yml
+  promtool test rules deploy/prometheus/alerts_test.yml
+else missing="$missing promtool"
+fi
+if command -v haproxy >/dev/null; then
+  LD_LIBRARY_PATH=$(echo .tools/usr/lib/*-linux-*) haproxy -c -f deploy/balancers/haproxy.cfg
+else missing="$missing haproxy"
+fi
 if command -v docker >/dev/null && docker compose version >/dev/null 2>&1; then
   docker compose --file compose.yaml config --quiet
 else missing="$missing docker-compose"

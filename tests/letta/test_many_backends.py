@@ -1,4 +1,4 @@
-"""Several Isabellas and Lettas on one Postgres of the operator's, in processes of their own, behind load balancers.
+"""Several Isabellas and Lettas on one Postgres of the operator's, in processes of their own, behind HAProxy.
 
 `python -m bench --only replicas` is the long form: 200 turns of 20 clients, every process killed and restarted.
 """
@@ -16,11 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import httpx2 as httpx
 import psycopg
 import pytest
 
+from bench import balancer
+from bench.backend import TOKEN
+from bench.conversation import history, texts_of_user
 from bench.own_postgres import OperatorsPostgres
-from bench.replicas import LETTAS, Outcome, replicas
+from bench.replicas import LETTAS, Outcome, Replicas, replicas
 from isabella.embedded import Server
 from isabella.embedded.instance import InstancePaths
 
@@ -77,6 +81,7 @@ class OneMore:
         return document
 
 
+@pytest.mark.skipif(balancer.PROGRAM is None, reason=balancer.WITHOUT)
 @pytest.mark.timeout(600)
 def test_one_postgres_for_many(embedded: Server, home: Path) -> None:
     """No turn is lost or stored twice, none overlaps with another of its agent, and no key goes to another vendor.
@@ -90,6 +95,7 @@ def test_one_postgres_for_many(embedded: Server, home: Path) -> None:
         async with replicas(releases, home) as running:
             outcome = await running.run(STRIKES, clients=CLIENTS, turns=TURNS)
             _check(outcome)
+            await _leave(running)
             environment = dict(running.lettas[0].environment)
             one_more = OneMore(home / "one-more", releases, environment, running.database)
             await anyio.to_thread.run_sync(_prove_one_more, one_more)
@@ -106,6 +112,30 @@ def _check(outcome: Outcome) -> None:
     completed = sum(turn.told == "completed" for turn in outcome.turns)
     assert completed > TURNS / 2, [turn.told for turn in outcome.turns]
     print(f"{TURNS} turns, {completed} completed, {sum(turn.sent > 1 for turn in outcome.turns)} sent again")
+
+
+async def _leave(running: Replicas) -> None:
+    """A client that closes its connection to the balancer in the middle of an answer stops the turn behind it."""
+    running.vendors.fault("groq", on="chat", between=1.0)
+    isabella, letta = running.isabellas[0].balancer.port, running.lettas[0].balancer.port
+    body, path = {"message": "Count to 300"}, "/api/agents/groq/turns"
+    async with _client(isabella, TOKEN) as client:
+        async with client.stream("POST", path, json=body) as response:
+            # The vendor has five minutes to go: the pieces come as they are made.
+            async for line in response.aiter_lines():
+                if line == "event: text":
+                    break
+        ended = (await client.post(path, json={"message": "Say that you are back"})).text
+    assert '"completed"' in ended
+    async with _client(letta, running.lettas[0].environment["LETTA_API_KEY"]) as client:
+        rows = await history(client, "groq")
+    assert texts_of_user(rows)[-2:] == ["Count to 300", "Say that you are back"]
+    assert "[stopped]" in str(rows)
+
+
+def _client(port: int, secret: str) -> httpx.AsyncClient:
+    headers = {"Authorization": f"Bearer {secret}"}
+    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=120, trust_env=False)
 
 
 def _prove_one_more(one: OneMore) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import shutil
 import subprocess
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
+from bench import balancer
+
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 OVERLAYS = ("one-node", "replicas")
@@ -24,6 +27,8 @@ NAME = "app.kubernetes.io/name"
 SERVICES = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
 
 _PODMAN_FILES = "--file compose.yaml --file deploy/compose.podman.yaml"
+
+NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 
@@ -287,6 +292,46 @@ def test_systemd_understands_the_units(tmp_path: Path, unit: Path) -> None:
         assert command != ["verify"] or ended.stderr == ""
     # The gateway asks for the time of the system's start, which is in /proc/stat.
     assert "ProcSubset=pid" not in unit.read_text()
+
+
+@pytest.mark.skipif(balancer.PROGRAM is None, reason=balancer.WITHOUT)
+def test_haproxy_understands_its_configuration(tmp_path: Path) -> None:
+    """It has nothing to say about it, not even a warning; and a word that it does not know is not passed over."""
+
+    def said(text: str) -> tuple[int, str]:
+        file = tmp_path / "haproxy.cfg"
+        file.write_text(text)
+        command = [str(balancer.PROGRAM), "-c", "-q", "-f", str(file)]
+        ended = subprocess.run(command, env=balancer.ENVIRONMENT, capture_output=True, text=True, check=False)
+        return ended.returncode, ended.stdout + ended.stderr
+
+    text = balancer.CONFIGURATION.read_text()
+    assert said(text) == (0, "")
+    assert "option redispatch" in text
+    assert said(text.replace("option redispatch", "option redespatch"))[0] != 0
+
+
+@pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
+def test_nginx_understands_its_configuration(tmp_path: Path) -> None:
+    """It has nothing to say about it, but for the places of its files, which are others here."""
+    copy = tmp_path / "nginx.conf"
+    text = (DEPLOY / "balancers" / "nginx.conf").read_text().replace("/run/nginx.pid", str(tmp_path / "pid"))
+    # Those of its package are for root.
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    places = "".join(f"    {kind}_temp_path {tmp_path / kind};\n" for kind in kinds)
+    copy.write_text(text.replace("http {\n", f"http {{\n{places}"))
+    command = [str(NGINX), "-t", "-q", "-p", str(tmp_path), "-c", str(copy)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_both_balancers_have_the_same_servers() -> None:
+    """And wait as long for an answer that is silent."""
+    texts = [(DEPLOY / "balancers" / name).read_text() for name in ("haproxy.cfg", "nginx.conf")]
+    servers = [sorted(re.findall(r"^ +server (?:[\w-]+ )?(192\S+:\d+)", text, re.MULTILINE)) for text in texts]
+    assert servers[0] == servers[1]
+    assert len(servers[0]) == 7
+    assert [re.findall(r"(?:timeout server|proxy_read_timeout) (\w+)", text) for text in texts] == [["31m"]] * 2
 
 
 def test_a_pin_is_written_to_every_file(tmp_path: Path) -> None:

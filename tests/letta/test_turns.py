@@ -34,9 +34,9 @@ def served(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Ite
 @pytest.fixture(autouse=True)
 def without_faults(served: Backend) -> Iterator[None]:
     """No fault outlives its test, and nothing is held against a vendor."""
+    served.vendors.forget()
     yield
     served.vendors.clear()
-    served.vendors.forget()
     for provider in ("cerebras", "byok-groq", "byok-mistral", "longcat"):
         served.call(served.runtime.turns.deps.breaker.forgive, provider)
 
@@ -196,6 +196,28 @@ def test_an_empty_answer_is_no_answer(served: Backend) -> None:
     assert heard.one("error")["code"] == "empty_answer"
     assert (heard.end["reason"], heard.end["stored"]) == ("broken", True)
     assert served.said_to(agent) == ["Say something"]
+
+
+def test_a_model_that_repeats_a_failing_call_is_ended(served: Backend) -> None:
+    """After five steps, not after Letta's fifty; the vendor is not blamed, and the next turn goes on."""
+    agent = served.agent("stuck", CEREBRAS, GROQ)
+    served.vendors.fault("cerebras", on="chat", stuck=True)
+    heard = served.say(agent, "Please remember that my dog is called Rex.")
+    assert {call["name"] for call in heard.all("tool_call")} == {"memory_replace"}
+    # Letta goes on until it has noticed that the turn is over.
+    assert 5 <= len(heard.all("tool_result")) < 20
+    assert not any(result["ok"] for result in heard.all("tool_result"))
+    error = heard.one("error")
+    assert error["code"] == "tool_call_repeated"
+    assert "memory_replace 5 times in a row" in error["message"]
+    assert (heard.end["reason"], heard.end["stored"], heard.end["handle"]) == ("broken", True, CEREBRAS)
+    assert served.said_to(agent) == ["Please remember that my dog is called Rex."]
+    assert served.history(agent)[-1] == ("assistant_message", "[broken off]")
+    assert served.runtime.readiness.vendors.of("cerebras").state is VendorState.ANSWERS
+    served.vendors.clear()
+    again = served.say(agent, "Please remember that my dog is called Rex.")
+    assert (again.end["reason"], again.end["handle"]) == ("completed", CEREBRAS)
+    assert again.one("tool_result")["ok"]
 
 
 def test_a_conversation_through_all_vendors(served: Backend) -> None:

@@ -152,6 +152,24 @@ def test_endless_answer_ends_at_the_limit(vendors: PracticeVendors, stream: bool
     assert (request.generated, request.fault, request.ended) == (60, "endless", "completed")
 
 
+def test_a_stuck_model_calls_a_tool_that_fails(vendors: PracticeVendors) -> None:
+    """The same call whatever its result; without such a tool it answers."""
+    vendors.fault("groq", stuck=True)
+    block = "<human><description>d</description><metadata>m</metadata><value>\nRex\n</value></human>"
+    texts = {name: {"type": "string"} for name in ("label", "old_string", "new_string")}
+    schema = {"type": "object", "properties": texts, "required": [*texts]}
+    tools = [{"type": "function", "function": {"name": "memory_replace", "parameters": schema}}]
+    asked = [{"role": "system", "content": block}, {"role": "user", "content": "Say hello"}]
+    first = Chat(vendors, "groq", messages=asked, tools=tools).answer()["choices"][0]["message"]
+    (call,) = first["tool_calls"]
+    assert json.loads(call["function"]["arguments"])["label"] == "human"
+    result = {"role": "tool", "tool_call_id": call["id"], "content": "Error: it is not there."}
+    second = Chat(vendors, "groq", messages=[*asked, first, result], tools=tools).answer()["choices"][0]["message"]
+    assert second["tool_calls"][0]["function"] == call["function"]
+    assert last(vendors, "groq").fault == "stuck"
+    assert Chat(vendors, "groq", messages=asked).answer()["choices"][0]["message"]["content"] == "hello"
+
+
 def test_endless_answer_ends_when_the_faults_are_switched_off(vendors: PracticeVendors) -> None:
     """So a test leaves nothing behind."""
     vendors.fault("longcat", endless=True, between=0.001)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from isabella.errors import LettaRefused, LettaUnreachable
@@ -210,3 +211,90 @@ async def test_lettas_own_failure_after_a_good_call_stays_lettas() -> None:
     error = data(message_type="error_message", error_type="internal_error", detail="no")
     _, attempt = await attempted(CallingLetta('{"query": 1}', error))
     assert refusal_of(attempt).code is ErrorCode.LETTA_FAILING
+
+
+def steps_of(*calls: tuple[str, str, bool], id: str = "c") -> list[str]:
+    """The lines of steps with one call each: the name of the tool, its arguments, and whether the call succeeds."""
+    lines = []
+    for number, (name, arguments, ok) in enumerate(calls):
+        call = {"tool_call_id": f"{id}{number}", "name": name, "arguments": arguments}
+        lines += [
+            data(message_type="tool_call_message", tool_call=call),
+            data(
+                message_type="tool_return_message",
+                tool_call_id=f"{id}{number}",
+                name=name,
+                status="success" if ok else "error",
+                tool_return="done" if ok else "no",
+            ),
+        ]
+    return lines
+
+
+class StepsOfLetta(SilentLetta):
+    """A Letta with these steps; afterwards it says that the turn is over."""
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(None)
+        self._lines = [PING, *lines, data(message_type="stop_reason", stop_reason="end_turn")]
+        self.read = 0
+        self.cancelled: list[str | None] = []
+
+    async def stream(self, *_message: object) -> AsyncGenerator[str, None]:
+        """Send the lines."""
+        for line in self._lines:
+            self.read += 1
+            yield line
+            await anyio.lowlevel.checkpoint()
+
+    async def cancel(self, _agent_id: str, run_id: str | None) -> None:
+        """Cancel a run."""
+        self.cancelled.append(run_id)
+
+
+FAILS, SUCCEEDS = ("look", '{"at": 1}', False), ("look", '{"at": 1}', True)
+
+
+async def test_a_model_that_repeats_a_failing_call_is_stopped() -> None:
+    """After the fifth time; it is the model's fault, and what it would do next is not waited for."""
+    letta = StepsOfLetta(*steps_of(*[FAILS] * 50))
+    events, attempt = await attempted(letta)
+    assert [event.kind for event in events][:10] == ["tool_call", "tool_result"] * 5
+    assert (attempt.reason, letta.cancelled) == (EndReason.BROKEN, ["run-1"])
+    refusal = refusal_of(attempt)
+    assert (refusal.code, refusal.counts, refusal.vendor) == (ErrorCode.TOOL_CALL_REPEATED, False, None)
+    assert refusal.message == (
+        "The model called look 5 times in a row with the same arguments, and it failed each time."
+    )
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        [FAILS] * 4,
+        [*[FAILS] * 4, SUCCEEDS, *[FAILS] * 4],
+        [SUCCEEDS] * 20,
+        [FAILS, ("look", '{"at": 2}', False)] * 10,
+        [FAILS, ("find", '{"at": 1}', False)] * 10,
+    ],
+    ids=["four", "a success between", "successes", "other arguments", "another tool"],
+)
+async def test_calls_that_differ_or_succeed_go_on(calls: list[tuple[str, str, bool]]) -> None:
+    """Up to Letta's own limit of steps."""
+    letta = StepsOfLetta(*steps_of(*calls))
+    events, attempt = await attempted(letta)
+    assert [event.kind for event in events] == ["tool_call", "tool_result"] * len(calls)
+    assert (attempt.reason, attempt.refusal, letta.cancelled) == (EndReason.COMPLETED, None, [])
+
+
+async def test_calls_of_one_step_are_no_repetition() -> None:
+    """A model that calls a tool several times at once has not seen that it fails. Each step counts once."""
+
+    def step(number: int) -> list[str]:
+        lines = steps_of(*[FAILS] * 6, ("find", "{}", False), id=f"c{number}-")
+        return [*lines[::2], *lines[1::2]]
+
+    _, attempt = await attempted(StepsOfLetta(*(line for number in range(4) for line in step(number))))
+    assert (attempt.reason, attempt.refusal) == (EndReason.COMPLETED, None)
+    _, attempt = await attempted(StepsOfLetta(*(line for number in range(5) for line in step(number))))
+    assert refusal_of(attempt).code is ErrorCode.TOOL_CALL_REPEATED

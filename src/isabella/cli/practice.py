@@ -156,6 +156,7 @@ def fault(
     html: Annotated[int | None, typer.Option(help="Respond with a proxy's HTML page and this status.")] = None,
     malformed: Annotated[bool, typer.Option("--malformed", help="Send broken JSON.")] = False,
     endless: Annotated[bool, typer.Option("--endless", help="Repeat the answer until the limit of tokens.")] = False,
+    stuck: Annotated[bool, typer.Option("--stuck", help="Repeat a call of a tool that fails.")] = False,
     window: Annotated[int | None, typer.Option(min=1, help="Refuse prompts of more tokens than this.")] = None,
     overflow: Annotated[
         str | None, typer.Option(help="Refuse them in the words of this server: llama.cpp, vllm, ollama, …")
@@ -169,7 +170,7 @@ def fault(
 
     kinds: dict[str, Any] = {"latency": latency, "between": between, "status": http_status, "hang": hang}
     kinds |= {"reset": reset, "truncated": truncated, "html": html, "malformed": malformed}
-    kinds |= {"endless": endless, "window": window, "overflow": overflow}
+    kinds |= {"endless": endless, "stuck": stuck, "window": window, "overflow": overflow}
     new = None
     if any(kinds.values()) or on is not None or times is not None or retry_after is not None or share != 1.0:
         with as_usage():

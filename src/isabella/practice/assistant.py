@@ -86,6 +86,17 @@ def reply(prompt: ChatPrompt, *, identity: str) -> Reply:
     return Reply(planned.reasoning, calls=tuple(_completed(call, planned, prompt) for call in calls))
 
 
+def stuck_reply(prompt: ChatPrompt) -> Reply | None:
+    """Return the reply of a model that wants to change a text that is not in its memory; None without such a tool."""
+    tool = next((tool for tool in _REPLACE if tool in prompt.tools), None)
+    if tool is None or not prompt.blocks:
+        return None
+    texts = zip(_REPLACE[tool], ("A text that is not there.", "Another text."), strict=True)
+    call = ToolCall(tool, {"label": prompt.blocks[0].label, **dict(texts)})
+    planned = Reply("I have to change my memory.", calls=(call,))
+    return Reply(planned.reasoning, calls=(_completed(call, planned, prompt),))
+
+
 def _completed(call: ToolCall, planned: Reply, prompt: ChatPrompt) -> ToolCall:
     """Return a call with all arguments that its tool asks for."""
     if call.name not in prompt.tools:

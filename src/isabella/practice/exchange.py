@@ -207,7 +207,9 @@ class VendorExchange:
 
     async def _complete(self, request: ReceivedRequest, model: PracticeModel, faults: ActiveFaults) -> None:
         identity = f"{model.id} at {self._profile.title} (a practice vendor)"
-        reply = assistant.reply(read_prompt(request.body), identity=identity)
+        prompt = read_prompt(request.body)
+        stuck = assistant.stuck_reply(prompt) if faults.stuck else None
+        reply = stuck or assistant.reply(prompt, identity=identity)
         reasons = model.reasons and self._profile.wants_reasoning(request.body)
         limit = model.max_output if request.output_limit is None else request.output_limit
         tokens = tokens_of(reply, reasons=reasons)

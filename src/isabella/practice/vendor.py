@@ -49,6 +49,7 @@ class VendorFault:
         malformed: answer 200 with JSON that breaks off.
         endless: repeat the answer until the limit of tokens is reached, the client disconnects, or the faults are
             switched off.
+        stuck: call a tool that fails, again and again, as far as the request offers one.
         window: refuse prompts of more tokens than this, whatever the model list tells.
         overflow: the server whose words that refusal has (`llama.cpp`, `vllm`, …; None: the vendor's own). Without a
             window every prompt is refused.
@@ -68,6 +69,7 @@ class VendorFault:
     html: int | None = None
     malformed: bool = False
     endless: bool = False
+    stuck: bool = False
     window: int | None = None
     overflow: str | None = None
 
@@ -109,6 +111,8 @@ class VendorFault:
             return "truncated"
         if self.endless:
             return "endless"
+        if self.stuck:
+            return "stuck"
         if self.window is not None or self.overflow is not None:
             return "overflow"
         return "malformed" if self.malformed else "latency"
@@ -120,7 +124,7 @@ class VendorFault:
 
     def applies_to(self, route: Route | None) -> bool:
         """Whether it fails requests of this route."""
-        return self.on in (None, route) and (route == "chat" or self.kind not in ("endless", "overflow"))
+        return self.on in (None, route) and (route == "chat" or self.kind not in ("endless", "stuck", "overflow"))
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,11 @@ class ActiveFaults:
     def endless(self) -> bool:
         """Whether the answer has no end."""
         return self.fault is not None and self.fault.kind == "endless"
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the model repeats a failing call of a tool."""
+        return self.fault is not None and self.fault.kind == "stuck"
 
 
 class Faults:

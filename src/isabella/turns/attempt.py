@@ -41,6 +41,7 @@ from isabella.turns.stream import (
     malformed_call,
     parse_line,
     refusal_of_stop,
+    repeated_call,
 )
 
 log = structlog.get_logger()
@@ -51,6 +52,8 @@ _END_SECONDS = 1.0
 _GRACE_SECONDS = 0.25
 _RUN_ID_SECONDS = 2.0
 _CANCEL_SECONDS = 10.0
+#: After how many steps in a row in which the same call fails a turn ends. Letta's own limit is 50 steps.
+_SAME_FAILURES = 5
 _FINAL = (EndReason.COMPLETED, EndReason.MAX_STEPS, EndReason.NEEDS_APPROVAL)
 
 
@@ -129,6 +132,11 @@ class Attempt:
     refusal: VendorRefusal | None = None  #: why no answer began, or why it broke off
     _calls: dict[str, list[ToolCallDelta]] = field(default_factory=dict)
     _malformed: dict[str, str] = field(default_factory=dict)  # names of tools, by the id of the malformed call
+    _called: dict[str, ToolCalled] = field(default_factory=dict)  # the calls of the present step, by id
+    #: name and arguments of the calls that have failed in the present step and in the one before, and in how many
+    #: steps in a row each has
+    _failures: dict[tuple[str, str], int] = field(default_factory=dict)
+    _earlier_failures: dict[tuple[str, str], int] = field(default_factory=dict)
     _stop: StopNotice | None = None
     _until: float = 0.0
     _overdue: bool = False  # whether the whole answer took too long
@@ -150,6 +158,8 @@ class Attempt:
             while isinstance(item := await self._next_item(inbox), str):
                 for event in self._take(item):
                     yield event
+                if self._note_repeated_call():
+                    break
             if isinstance(item, _Closed):
                 self._lost(item.error)
             else:
@@ -232,7 +242,9 @@ class Attempt:
                 self.said[piece.message_id] = self.said.get(piece.message_id, "") + piece.text
                 return [*self._finished_calls(), piece]
             case ToolReturned():
-                return [*self._finished_calls(), self._with_blame(piece)]
+                finished = self._finished_calls()
+                self._note_result(piece)
+                return [*finished, self._with_blame(piece)]
             case ReasoningText() | Usage() | HistorySummarized():
                 self.usage = piece if isinstance(piece, Usage) else self.usage
                 return [*self._finished_calls(), piece]
@@ -246,7 +258,25 @@ class Attempt:
             for id, parts in calls.items()
         ]
         self._malformed |= {call.id: call.name for call in called if not _is_object(call.arguments)}
+        if called:
+            self._called = {call.id: call for call in called}
+            self._earlier_failures, self._failures = self._failures, {}
         return [*called]
+
+    def _note_result(self, result: ToolReturned) -> None:
+        """Count in how many steps in a row the call of a failed result has failed."""
+        call = self._called.get(result.id)
+        if call is not None and not result.ok:
+            key = (call.name, call.arguments)
+            self._failures[key] = self._earlier_failures.get(key, 0) + 1
+
+    def _note_repeated_call(self) -> bool:
+        """Return whether the model repeats a failing call without end; then `refusal` says so."""
+        for (name, _), steps in self._failures.items():
+            if steps >= _SAME_FAILURES and self._stop is None and self.refusal is None:
+                self.refusal = repeated_call(name, steps)
+                return True
+        return False
 
     def _with_blame(self, result: ToolReturned) -> ToolReturned:
         """Return a failed result with the reason, if the model's call was malformed: the tool reports another one."""

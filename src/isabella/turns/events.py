@@ -42,6 +42,8 @@ class ErrorCode(StrEnum):
     CONTEXT_REFUSED = "context_refused"
     #: The model called a tool in a form that cannot be parsed. Neither Letta nor the vendor is at fault.
     TOOL_CALL_MALFORMED = "tool_call_malformed"
+    #: The model repeated a failing call of a tool.
+    TOOL_CALL_REPEATED = "tool_call_repeated"
     #: The model calls no tools, and the vendor refuses a request that has some.
     TOOLS_REFUSED = "tools_refused"
     VENDOR_FAILING = "vendor_failing"

@@ -216,6 +216,16 @@ def malformed_call(message: str) -> VendorRefusal:
     return _refusal(ErrorCode.TOOL_CALL_MALFORMED, message)
 
 
+def repeated_call(name: str, steps: int) -> VendorRefusal:
+    """Return the refusal of a turn that was ended because its model repeated a failing call."""
+    text = english(
+        "The model called %(name)s %(steps)s times in a row with the same arguments, and it failed each time.",
+        name=name,
+        steps=steps,
+    )
+    return replace(_refusal(ErrorCode.TOOL_CALL_REPEATED, text), elsewhere=False)
+
+
 def _refusal(
     code: ErrorCode, message: str, status: int | None = None, retry_after: float | None = None
 ) -> VendorRefusal:

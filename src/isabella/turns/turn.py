@@ -90,6 +90,7 @@ _NOT_OF_A_VENDOR = (
     ErrorCode.LETTA_REFUSED,
     ErrorCode.LETTA_UNREACHABLE,
     ErrorCode.GATEWAY_REFUSED,
+    ErrorCode.TOOL_CALL_REPEATED,
 )
 _NOT_OF_AN_OUTAGE = (
     ErrorCode.PROVIDER_CHANGING,
@@ -98,6 +99,7 @@ _NOT_OF_AN_OUTAGE = (
     ErrorCode.LETTA_REFUSED,
     ErrorCode.EMPTY_ANSWER,
     ErrorCode.CONTEXT_FULL,
+    ErrorCode.TOOL_CALL_REPEATED,
 )
 #: Failures after which Letta may go on with the turn all the same.
 _LOST = (ErrorCode.LETTA_UNREACHABLE, ErrorCode.LETTA_FAILING)
@@ -900,10 +902,13 @@ def broken_turn(refusal: VendorRefusal, *, stored: bool) -> TurnFailed:
     kept = english("What had arrived is stored.") if stored else english("Nothing of this turn is stored.")
     if refusal.code is ErrorCode.PROVIDER_CHANGING:
         return TurnFailed(refusal.code, refusal.message, joined([kept, english("Ask again in a moment.")]))
+    remedy = joined([kept, english("Ask again, or switch to another model.")])
+    if refusal.code is ErrorCode.TOOL_CALL_REPEATED:
+        return TurnFailed(refusal.code, refusal.message, remedy)
     return TurnFailed(
         ErrorCode.STREAM_BROKEN,
         english("The answer broke off in the middle: %(message)s", message=refusal.message),
-        joined([kept, english("Ask again, or switch to another model.")]),
+        remedy,
         status=refusal.status,
     )
 

@@ -198,6 +198,25 @@ def test_an_empty_answer_is_no_answer(served: Backend) -> None:
     assert served.said_to(agent) == ["Say something"]
 
 
+def test_without_a_gateway_an_answer_that_reaches_its_limit_is_cut_off(served: Backend) -> None:
+    """The context has the beginning of it with a mark, the history all of it."""
+    agent = served.agent("endless", LONGCAT)
+    id = served.id_of(agent)
+    config = served.letta.get(f"/v1/agents/{id}").json()["llm_config"]
+    served.letta.patch(f"/v1/agents/{id}", json={"llm_config": {**config, "max_tokens": 800}}).raise_for_status()
+    assert served.say(agent, "Please remember that my dog is called Rex.").end["reason"] == "completed"
+    served.vendors.fault("longcat", on="chat", endless=True)
+    turn = served.say(agent, "Go on for ever")
+    assert (turn.end["reason"], turn.end["stored"]) == ("length", True)
+    assert turn.one("usage")["completion_tokens"] == 800
+    rows = served.letta.get(f"/v1/agents/{id}/messages", params={"limit": 100, "order": "desc"}).json()
+    said = {row["id"]: row["content"] for row in rows if row["message_type"] == "assistant_message"}
+    assert turn.text in said.values()
+    seen = served.in_context(agent)
+    assert said[seen[-1]] == f"{turn.text[:2000].strip()} [cut off]"
+    assert not [one for one in seen if said.get(one) == turn.text]
+
+
 def test_a_model_that_repeats_a_failing_call_is_ended(served: Backend) -> None:
     """After five steps, not after Letta's fifty; the vendor is not blamed, and the next turn goes on."""
     agent = served.agent("stuck", CEREBRAS, GROQ)

@@ -172,3 +172,44 @@ def test_nothing_is_added_where_the_context_cannot_be_changed() -> None:
     letta.database_url = "known"
     assert keep(letta, {"b": "Hel"}, "[stopped]", conversation="conv-1") is None
     assert letta.rows == []
+
+
+@pytest.mark.parametrize("conversation", [None, "conv-1"])
+def test_an_answer_that_took_too_long_is_shortened_in_the_context(conversation: str | None) -> None:
+    """The context has its beginning, the history all of it."""
+    letta: Letta = Letta() if conversation is None else Elsewhere()
+    letta.database_url = "known"
+    long = "again " * 1000
+    assert keep(letta, {"b": long}, "[cut off]", conversation=conversation) is True
+    whole, beginning = f"{long.strip()} [cut off]", f"{long[:2000].strip()} [cut off]"
+    assert [row["content"] for row in letta.rows] == ["Hello?", whole, beginning]
+    assert letta.context == ["system", letta.rows[0]["id"], letta.rows[2]["id"]]
+
+
+@pytest.mark.parametrize(
+    ("limit", "tokens", "last", "cut"),
+    [
+        (800, 800, 800, True),
+        (800, 799, 799, False),
+        (800, 1500, 700, False),
+        (800, 1500, 800, True),
+        (None, 9, 9, False),
+    ],
+    ids=["all", "fewer", "several steps", "the last of them", "no limit"],
+)
+def test_an_answer_with_as_many_tokens_as_its_limit_was_cut(
+    limit: int | None, tokens: int, last: int, cut: bool
+) -> None:
+    """The tokens of the last step count, those of all of them only say whether to look."""
+
+    class Counting(Letta):
+        async def current(self, agent_id: str) -> AgentRow:
+            return AgentRow(id=agent_id, llm_config={"model": "m", "max_tokens": limit})
+
+        async def last_step_of_run(self, _run_id: str) -> dict[str, Any]:
+            assert limit is not None
+            assert tokens >= limit
+            return {"completion_tokens": last}
+
+    letta: Any = Counting()
+    assert anyio.run(partial_history.reached_limit, letta, "a", "run-1", tokens) is cut

@@ -33,6 +33,7 @@ from isabella.turns.events import (
     Failover,
     Held,
     TurnFailed,
+    Usage,
     VendorAsked,
 )
 from isabella.turns.message import UserMessage
@@ -293,6 +294,35 @@ async def test_a_failure_that_the_gateway_has_not_seen_is_letta_s(
     events = await stage.turn(fail)
     (failover,) = [event for event in events if isinstance(event, Failover)]
     assert failover.code is code
+
+
+@pytest.mark.parametrize("cut", [True, False, LettaBroken("Letta answered with 500.")])
+async def test_without_a_gateway_the_tokens_tell_that_an_answer_was_cut(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, cut: bool | Exception
+) -> None:
+    """It is shortened in the context. If Letta does not answer, the answer counts as complete."""
+    asked: list[object] = []
+
+    async def long(attempt: Attempt) -> AsyncGenerator[Event | None]:
+        async for event in answer()(attempt):
+            yield event
+        attempt.run_id, attempt.usage = "run-1", Usage(2000, 800, 2800, 1)
+
+    async def reached_limit(_letta: Any, _agent_id: str, run_id: str, tokens: int) -> bool:
+        asked.append((run_id, tokens))
+        if isinstance(cut, Exception):
+            raise cut
+        return cut
+
+    async def shorten(_letta: Any, _agent_id: str, run_id: str, **_: Any) -> None:
+        asked.append(run_id)
+
+    monkeypatch.setattr("isabella.turns.partial_history.reached_limit", reached_limit)
+    monkeypatch.setattr("isabella.turns.partial_history.shorten", shorten)
+    stage.agents.say.set()
+    ended = end(await stage.turn(long))
+    assert (ended.reason is EndReason.LENGTH, ended.stored) == (cut is True, True)
+    assert asked == [("run-1", 800), *(["run-1"] if cut is True else [])]
 
 
 async def _nothing(_agent_id: str, _since: float) -> None:

@@ -140,6 +140,11 @@ class Messages:
         """Return what Letta has stored of a run."""
         return await self._http.rows(f"{paths.RUNS}{run_id}/messages", limit=_MESSAGES_OF_RUN)
 
+    async def last_step_of_run(self, run_id: str) -> dict[str, Any] | None:
+        """Return the last step of a run, with its numbers of tokens; None if it has none."""
+        steps = await self._http.rows(f"{paths.RUNS}{run_id}/steps", limit=1, order="desc")
+        return steps[0] if steps else None
+
     async def active_runs(self) -> list[dict[str, Any]]:
         """Return the runs that are under way, of all agents."""
         return await self._http.rows(paths.RUNS, active=True, limit=_ACTIVE_RUNS)

@@ -73,10 +73,25 @@ async def store_partial(
             added = await add(letta, agent_id, missing, answer, known=known, model=model, conversation=conversation)
         kept = [id for id in in_context if id not in added]
         await set_context(letta, agent_id, [*kept, *added], conversation)
+        if mark == CUT_OFF and len(came) > _KEPT_CHARACTERS:
+            await _keep_beginning(letta, agent_id, added[-1], came, conversation)
     except IsabellaError as error:
         log.warning("partial answer not stored", agent=agent_id, run=run_id, error=error.what)
         return None
     return asked_is_stored or len(added) == 2
+
+
+async def reached_limit(letta: LettaClient, agent_id: str, run_id: str, tokens: int) -> bool:
+    """Return whether the last answer of a run has as many tokens as an answer may have. Raises `LettaError`.
+
+    `tokens` are those that the whole run has generated.
+    """
+    llm = (await letta.agents.current(agent_id)).llm
+    limit = None if llm is None else llm.max_tokens
+    if limit is None or tokens < limit:
+        return False
+    step = await letta.messages.last_step_of_run(run_id)
+    return step is not None and int(step.get("completion_tokens") or 0) >= limit
 
 
 async def shorten(letta: LettaClient, agent_id: str, run_id: str, *, conversation: str | None = None) -> None:
@@ -91,17 +106,18 @@ async def shorten(letta: LettaClient, agent_id: str, run_id: str, *, conversatio
         cut, text = str(rows[-1].get("id")), str(rows[-1].get("content"))
         if conversation is not None and letta.conversations.database_url is None:
             return
-        ids = await context_ids(letta, agent_id, conversation)
-        if cut in ids:
-            added = await add(
-                letta,
-                agent_id,
-                "",
-                f"{text[:_KEPT_CHARACTERS].strip()} {CUT_OFF}",
-                known=ids,
-                conversation=conversation,
-            )
-            new = [each for id in ids for each in (added if id == cut else [id])]
-            await set_context(letta, agent_id, new, conversation)
+        await _keep_beginning(letta, agent_id, cut, text, conversation)
     except IsabellaError as error:
         log.warning("answer not shortened", agent=agent_id, run=run_id, error=error.what)
+
+
+async def _keep_beginning(
+    letta: LettaClient, agent_id: str, cut: str, text: str, conversation: str | None = None
+) -> None:
+    """Put the beginning of a message into the context in its place, if it is there."""
+    ids = await context_ids(letta, agent_id, conversation)
+    if cut in ids:
+        beginning = f"{text[:_KEPT_CHARACTERS].strip()} {CUT_OFF}"
+        added = await add(letta, agent_id, "", beginning, known=ids, conversation=conversation)
+        new = [each for id in ids for each in (added if id == cut else [id])]
+        await set_context(letta, agent_id, new, conversation)

@@ -698,24 +698,31 @@ class Turn:
         return refusal
 
     async def _note_cut(self, attempt: Attempt, since: float) -> None:
-        """Note that a complete answer reached its limit of tokens, and shorten it in the agent's context.
-
-        Letta does not tell it, the gateway does.
-        """
-        gateway = self._deps.gateway
-        if gateway is None or attempt.reason is not EndReason.COMPLETED or attempt.run_id is None:
+        """Note that a complete answer reached its limit of tokens, and shorten it in the agent's context."""
+        if attempt.reason is not EndReason.COMPLETED or attempt.run_id is None:
             return
         try:
-            outcome = await gateway.last_outcome(self.agent_ref.id, since)
-        except GatewayError as error:
-            log.warning("gateway not asked", error=error.what)
+            with anyio.fail_after(_LOOKUP_SECONDS):
+                cut = await self._was_cut(attempt, attempt.run_id, since)
+        except (GatewayError, LettaError, TimeoutError) as error:
+            log.warning("length of the answer not known", agent=self.agent_ref.name, error=str(error))
             return
-        if outcome is not None and outcome.code == "cut":
+        if cut:
             self._reason = EndReason.LENGTH
             with anyio.CancelScope(shield=True), anyio.move_on_after(_STORE_SECONDS):
                 await partial_history.shorten(
                     self._deps.letta, self.agent_ref.id, attempt.run_id, conversation=self.conversation
                 )
+
+    async def _was_cut(self, attempt: Attempt, run_id: str, since: float) -> bool:
+        """Return whether the answer reached its limit. Letta does not tell it, the gateway does."""
+        gateway, letta, usage = self._deps.gateway, self._deps.letta, attempt.usage
+        if gateway is not None:
+            outcome = await gateway.last_outcome(self.agent_ref.id, since)
+            return outcome is not None and outcome.code == "cut"
+        if usage is None:
+            return False
+        return await partial_history.reached_limit(letta, self.agent_ref.id, run_id, usage.completion_tokens)
 
     async def _fit(self) -> bool:
         """Make the context acceptable to every vendor, once in a turn. Return whether anything was changed."""

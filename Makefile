@@ -17,7 +17,7 @@ endif
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run check test lint real browser bench soak compat catalog clients demo pictures dist haproxy image image-base image-pin image-test stack manifests clean alerts
+.PHONY: help setup run check test lint real browser views bench soak compat catalog clients demo pictures dist haproxy image image-base image-pin image-test stack manifests clean alerts
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -81,6 +81,12 @@ haproxy: ## Fetch HAProxy for the tests of several backends, if there is none (D
 	  fetch() { apt-get install -qq --download-only --no-install-recommends -o Debug::NoLocking=1 -o Dir::Cache::archives="$$PWD/packages" haproxy >/dev/null; }; \
 	  fetch 2>/dev/null || { apt-get update -qq && fetch; } && \
 	  for package in packages/*.deb; do dpkg -x "$$package" .; done && rm -r packages; }
+
+views: setup ## Run the browser tests in each view: three widths, two themes; VIEWS="360-dark" for some
+	@failed=; for view in $(or $(VIEWS),360-light 360-dark 768-light 768-dark 1440-light 1440-dark); do \
+	  echo "views: $$view"; \
+	  $(BIN)/python -m pytest -q --no-cov --view $$view tests/browser || failed="$$failed $$view"; \
+	done; test -z "$$failed" || { echo "views: failed in$$failed" >&2; exit 1; }
 
 soak: setup ## Run the state machine on a real Letta, at length
 	@$(BIN)/python -m pytest -m soak

@@ -22,6 +22,12 @@ _STORY = (
     "What is my dog called?",
 )
 
+#: Shows a folder under another name.
+_RENAME = """([folder, name]) => {
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) texts.currentNode.data = texts.currentNode.data.replaceAll(folder, name);
+}"""
+
 
 def tell(url: str, token: str) -> None:
     """Have a short conversation, so that there is something to see."""
@@ -73,3 +79,5 @@ def _show(page: Page, address: str, name: str) -> None:
         page.locator(".block .why summary").first.click()
         expect(page.locator("ul.provenance").first).to_be_visible()
     page.locator("h1").first.evaluate("() => document.activeElement?.blur()")
+    # The folder is a temporary one, and another in each run.
+    page.evaluate(_RENAME, [str(Path.cwd()), "/srv/isabella"])

@@ -22,6 +22,7 @@ from isabella.embedded import Letta, Server
 from isabella.system.terminal import set_message_format
 from tests.support import migrated_database
 from tests.support.letta_admin import open_admin
+from tests.support.views import VIEWS
 
 # Where the run itself stands in the background, SIGINT is ignored, and children inherit that. Ours are interrupted.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -62,6 +63,7 @@ _SECONDS = {
     "turns_conversations": 50,
     "connection_loss": 75,
     "agents_page": 30,
+    "activity_page": 20,
     "turns_idempotency": 55,
     "fault_walk": 12,
     "rekey": 75,
@@ -103,6 +105,11 @@ _SPLIT = frozenset({"crash_walk", "fault_walk"})
 _TOGETHER = dict.fromkeys(("seed_claims", "providers_matrix", "fake_letta_contract"), "unsealed")
 #: How many of the longest files a run prints.
 _LONGEST = 15
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The view of the browser tests. An option has to be known before `tests/browser/conftest.py` is read."""
+    parser.addoption("--view", choices=[*VIEWS], help="run the browser tests in this view (width and theme)")
 
 
 @pytest.fixture(autouse=True)

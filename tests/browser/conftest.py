@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
@@ -13,9 +15,18 @@ from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
 from tests.support.backend_server import Backend, backend
 from tests.support.browser_user import BrowserUser, aside, browsing
+from tests.support.views import VIEWS
 
 #: The headless shell comes first: a page in a browser with a window system takes several times its processor time.
 _PROGRAMS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test in the view of `--view`, else in one that depends on its name: a run covers all of them."""
+    if "view" in metafunc.fixturenames:
+        number = zlib.crc32(metafunc.definition.nodeid.encode()) % len(VIEWS)
+        name = metafunc.config.getoption("view") or [*VIEWS][number]
+        metafunc.parametrize("view", [VIEWS[name]], ids=[name])
 
 
 @pytest.fixture(scope="session")
@@ -56,9 +67,9 @@ def _no_faults(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture
-def anonymous(served: Backend, browser: Browser) -> Iterator[BrowserUser]:
+def anonymous(served: Backend, browser: Browser, view: dict[str, Any]) -> Iterator[BrowserUser]:
     """A user who is not signed in."""
-    with browsing(served, browser) as user:
+    with browsing(served, browser, **view) as user:
         yield user
 
 

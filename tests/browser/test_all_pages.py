@@ -12,17 +12,13 @@ from typing import Any, Literal
 import httpx2 as httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Error, Page, Response, ViewportSize, expect
+from playwright.sync_api import Browser, Error, Page, Response, expect
 
 from tests.support import catalogues
 from tests.support.backend_server import TOKEN, Backend
 from tests.support.browser_user import BrowserUser, aside, browsing
+from tests.support.views import SIZES
 
-WIDTHS: dict[str, ViewportSize] = {
-    "narrow": {"width": 360, "height": 740},
-    "tablet": {"width": 768, "height": 1024},
-    "wide": {"width": 1440, "height": 900},
-}
 #: The rules of axe by theme, without contrast: the dark theme differs from the light one in colours only.
 RULES: dict[Literal["dark", "light"], str] = {
     "dark": "runOnly: ['link-in-text-block'],",
@@ -198,7 +194,7 @@ class Walked:
     violations: list[str] = field(default_factory=list)
     bodies: dict[str, str] = field(default_factory=dict)
     cookies: dict[str, str] = field(default_factory=dict)
-    looks: defaultdict[tuple[str, str], set[str]] = field(default_factory=lambda: defaultdict(set))
+    looks: defaultdict[tuple[int, str], set[str]] = field(default_factory=lambda: defaultdict(set))
 
     def keep(self, response: Response) -> None:
         """Keep an answer."""
@@ -210,8 +206,8 @@ class Walked:
         """Run axe in both themes at every width, and keep what the page shows."""
         if not page.evaluate("'axe' in window"):
             page.evaluate(Axe().axe_script)
-        for width, theme in itertools.product(WIDTHS, RULES):
-            page.set_viewport_size(WIDTHS[width])
+        for width, theme in itertools.product(SIZES, RULES):
+            page.set_viewport_size(SIZES[width])
             page.emulate_media(color_scheme=theme)
             shown = f"{state}, {width}, {theme}"
             options = f"{{{RULES[theme]} preload: false, resultTypes: ['violations']}}"
@@ -220,10 +216,10 @@ class Walked:
             contrast = page.evaluate(CONTRAST, [*known])
             known.update(contrast["looks"])
             self.violations += _violations([*found, *contrast["violations"]], shown, state)
-            if page.evaluate("document.documentElement.scrollWidth") > WIDTHS[width]["width"]:
+            if page.evaluate("document.documentElement.scrollWidth") > width:
                 self.violations.append(f"{shown}: wider than the window")
             self.violations += [f"{shown}: {word} is broken into lines" for word in page.evaluate(_BROKEN)]
-        page.set_viewport_size(WIDTHS["narrow"])
+        page.set_viewport_size(SIZES[360])
         self.bodies[state] = page.content()
 
 
@@ -231,7 +227,7 @@ class Walked:
 def walked(served: Backend, browser: Browser, told: str) -> Walked:
     """A walk through all pages in all states, once, because it takes half a minute."""
     walked = Walked()
-    with browsing(served, browser, viewport=WIDTHS["narrow"]) as user:
+    with browsing(served, browser, viewport=SIZES[360]) as user:
         user.page.goto(f"{served.url}/console/chat")
         walked.look(user.page, "sign in")
         user.page.on("response", walked.keep)
@@ -284,7 +280,7 @@ def test_axe_finds_what_is_wrong(served: Backend, browser: Browser) -> None:
         assert walked.violations == []
         user.page.evaluate("document.querySelector('h1').style.color = '#222'")
         walked.look(user.page, "sign in")
-    assert {one.split(":")[0] for one in walked.violations} == {f"sign in, {width}, dark" for width in WIDTHS}
+    assert {one.split(":")[0] for one in walked.violations} == {f"sign in, {width}, dark" for width in SIZES}
     assert all("color-contrast" in one for one in walked.violations)
 
 
@@ -303,7 +299,7 @@ def test_german_fits_and_leaves_no_english(served: Backend, browser: Browser, to
     """
     german = {text: form for text, form in catalogues.texts("de") if text != form and " " in text}
     found: list[str] = []
-    with browsing(served, browser, viewport=WIDTHS["narrow"], locale="de-DE") as user:
+    with browsing(served, browser, viewport=SIZES[360], locale="de-DE") as user:
         page = user.page
         page.goto(f"{served.url}/console/chat")
         expect(page.get_by_role("button", name="Anmelden")).to_be_visible()
@@ -312,7 +308,7 @@ def test_german_fits_and_leaves_no_english(served: Backend, browser: Browser, to
             shown = page.evaluate(_OWN_TEXT)
             found += [f"{state}: {text}" for text in german if text in shown]
             width = page.evaluate("document.documentElement.scrollWidth")
-            found += [f"{state} is {width} pixels wide"] * (width > WIDTHS["narrow"]["width"])
+            found += [f"{state} is {width} pixels wide"] * (width > 360)
             found += [f"{state}: {word} is broken into lines" for word in page.evaluate(_BROKEN)]
             assert page.locator("html").get_attribute("lang") == "de", state
         assert found == []

@@ -52,7 +52,7 @@ def test_stop(user: BrowserUser, agent: str) -> None:
 
 
 def test_a_message_waits_its_turn(user: BrowserUser, agent: str) -> None:
-    """What is typed while she answers is shown as waiting, can be taken back, and is answered in order."""
+    """What is typed while she answers waits and is answered in order; it can be taken back, and sent after all."""
     user.served.vendors.fault("cerebras", on="chat", between=0.3, times=1)
     user.open(f"chat/{agent}")
     user.say("Count to 100")
@@ -69,6 +69,10 @@ def test_a_message_waits_its_turn(user: BrowserUser, agent: str) -> None:
     expect(answers).to_have_count(2)
     expect(answers.last).to_contain_text("the second")
     assert user.served.said_to(agent_name(user, agent)) == ["Count to 100", "Say the second"]
+    # What was stopped can be sent again.
+    user.page.get_by_role("button", name="Retry").click()
+    expect(answers).to_have_count(3)
+    expect(answers.last).to_contain_text("the third")
 
 
 def test_a_switch_of_vendor(user: BrowserUser, agent: str) -> None:
@@ -110,6 +114,8 @@ def test_nobody_answers(user: BrowserUser, agent: str) -> None:
     user.open(f"chat/{agent}")
     user.say("Say anything")
     expect(user.page.locator("#live .problem")).to_contain_text("None of the agent's vendors answers.")
+    # Letta calls every vendor by the name of its client.
+    expect(user.page.locator("#live")).not_to_contain_text("OpenAI")
     user.page.get_by_role("button", name="Edit and resend").click()
     expect(user.page.locator("#message")).to_have_value("Say anything")
     user.page.get_by_role("button", name="Dismiss").click()
@@ -190,7 +196,7 @@ def test_what_is_typed_covers_nothing(user: BrowserUser, agent: str) -> None:
 
 
 def test_who_has_scrolled_up_is_not_moved(user: BrowserUser, agent: str) -> None:
-    """What comes below moves nobody who reads above, until they go down to the end again."""
+    """What comes below moves nobody who reads above; a button leads to the end, where the page follows again."""
     user.open(f"chat/{agent}")
     scroll = user.page.locator("#scroll")
     user.say(f"Say {TALL}")
@@ -202,7 +208,9 @@ def test_who_has_scrolled_up_is_not_moved(user: BrowserUser, agent: str) -> None
     before = scroll.evaluate("one => (one.scrollTop -= 60)")
     expect(words).to_contain_text("60 61 62")
     assert scroll.evaluate("one => one.scrollTop") == before
-    scroll.evaluate("one => (one.scrollTop = one.scrollHeight)")
+    back = user.page.get_by_role("button", name="To the newest")
+    back.click()
+    expect(back).to_be_hidden()
     user.wait_for_answer()
     assert scroll.evaluate(BELOW) < 8
 
@@ -332,6 +340,7 @@ def test_markdown_while_it_arrives(user: BrowserUser, agent: str) -> None:
     user.page.locator("#message").press("Enter")
     words = user.page.locator("#live .message.agent .words").last
     expect(words.locator("table")).not_to_have_count(0)
+    expect(words.locator(".code .hk").first).to_have_text("def")
     words.locator("p").first.evaluate("one => (one.kept = true)")
     user.wait_for_answer()
     assert words.locator("p").first.evaluate("one => one.kept")
@@ -352,6 +361,22 @@ def test_markdown_while_it_arrives(user: BrowserUser, agent: str) -> None:
     )
     right = user.page.locator("#history td.right").first
     assert right.evaluate("one => getComputedStyle(one).textAlign") == "right"
+
+
+def test_marks_in_an_answer(user: BrowserUser, agent: str) -> None:
+    """Strike-through and links are marks, formulas are text, live and in the history."""
+    user.open(f"chat/{agent}")
+    user.say(r"Say ~~gone~~, https://example.org/a_b_c, $x_1 * y_1$ and \[z_1\]")
+    user.wait_for_answer()
+    for place in ("#live", "#history"):
+        words = user.page.locator(f"{place} .message.agent .words")
+        expect(words.locator("s")).to_have_text("gone")
+        link = words.get_by_role("link", name="https://example.org/a_b_c")
+        expect(link).to_have_attribute("target", "_blank")
+        expect(link).to_have_attribute("rel", re.compile("noreferrer"))
+        expect(words.locator(".formula")).to_have_text(["$x_1 * y_1$", r"\[z_1\]"])
+        expect(words.locator("em")).to_have_count(0)
+        user.open(f"chat/{agent}")
 
 
 def test_an_edited_message_takes_the_place_of_the_earlier_one(user: BrowserUser, agent: str) -> None:

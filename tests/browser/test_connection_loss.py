@@ -66,6 +66,20 @@ async def end_sessions(served: Backend) -> None:
         served.runtime.sessions.end(session.id)
 
 
+def test_what_letta_refuses_is_no_answer_of_a_vendor(user: BrowserUser, agent: str, way: Proxy) -> None:
+    """A turn that Letta itself refuses blames no vendor: not in the status, not in a row, not in a chart."""
+    way.fault(r"POST /v1/(agents|conversations)/[^/]+/messages", 500, times=None)
+    user.open(f"chat/{agent}")
+    user.say("Say hello")
+    expect(user.page.locator("#live .problem")).to_contain_text("Letta")
+    way.clear()
+    user.open("providers")
+    expect(user.page.locator("#status")).to_contain_text("Everything is in order")
+    expect(user.page.locator(".row .why")).to_have_count(0)
+    user.open("activity")
+    expect(user.page.locator("#answers")).to_contain_text("No vendor was asked in the last hour.")
+
+
 def test_letta_goes_away_and_comes_back(user: BrowserUser, way: Proxy) -> None:
     """The open page says that Letta does not answer, keeps what it knew, and goes on by itself when it is back."""
     user.open("providers")

@@ -19,16 +19,22 @@ PIXEL = base64.b64decode(
 
 def names(page: Page) -> list[str]:
     """The names in the list, in order."""
-    return page.locator("#talks-list > ul > li .talk").all_inner_texts()
+    return page.locator("#talks-list > ul > li .talk").all_text_contents()
+
+
+def show_list(page: Page) -> None:
+    """Open the drawer that the list is in if the window is narrow."""
+    if page.locator("#talks-open").is_visible():
+        page.locator("#talks-open").click()
 
 
 def test_several_conversations(user: BrowserUser, agent: str) -> None:
     """A new one is named by its first message; rename, search, archive; what was said stays where it was said."""
     page = user.page
-    page.set_viewport_size({"width": 1440, "height": 900})
     user.open(f"chat/{agent}")
     user.say("Say hello from the first")
     user.wait_for_answer()
+    show_list(page)
     page.get_by_role("button", name="New", exact=True).click()
     expect(page).to_have_url(re.compile(":conv-"))
     expect(page.locator("#main[data-connected]")).to_be_attached()
@@ -45,12 +51,14 @@ def test_several_conversations(user: BrowserUser, agent: str) -> None:
     expect(page.locator("#talk-menu summary")).to_have_text("About <b>pets</b>")
     assert names(page) == ["Default conversation", "About <b>pets</b>"]
     # Found by what was said, with a link to the message.
+    show_list(page)
     page.locator("#talks-q").fill("dog Rex")
     page.locator("#talks-q").press("Enter")
     expect(page.locator("#talks-list")).to_contain_text("1 conversation with “dog Rex”")
     page.locator(".talks-found a", has_text="Please remember").click()
     expect(page.locator("#history .message.found")).to_contain_text("Please remember that my dog is called Rex.")
     # One memory.
+    show_list(page)
     page.get_by_role("link", name="Default conversation").click()
     expect(page.locator("#history")).to_contain_text("Say hello from the first")
     expect(page.locator("#history")).not_to_contain_text("Rex")
@@ -59,6 +67,7 @@ def test_several_conversations(user: BrowserUser, agent: str) -> None:
     user.wait_for_answer()
     expect(page.locator("#live .message.agent").last).to_contain_text("Rex")
     # Archived, and taken out again.
+    show_list(page)
     page.get_by_role("link", name="About <b>pets</b>").click()
     page.locator("#talk-menu summary").click()
     page.get_by_role("button", name="Archive", exact=True).click()
@@ -66,6 +75,7 @@ def test_several_conversations(user: BrowserUser, agent: str) -> None:
     expect(page.locator("#talks-archived")).to_contain_text("Archived (1)")
     assert names(page) == ["Default conversation"]
     user.open(f"chat/{agent}")
+    show_list(page)
     page.locator("#talks-archived summary").click()
     page.locator("#talks-archived a").click()
     page.locator("#talk-menu summary").click()
@@ -117,7 +127,6 @@ def test_only_one_conversation(user: BrowserUser) -> None:
 def test_attachments(user: BrowserUser, agent: str, tmp_path: Path) -> None:
     """A picture and a text file are shown before they are sent, live, and after a reload; a seeing model answers."""
     page = user.page
-    page.set_viewport_size({"width": 360, "height": 740})
     picture, notes, pdf = tmp_path / "dot.png", tmp_path / "notes.txt", tmp_path / "paper.pdf"
     picture.write_bytes(PIXEL)
     notes.write_text("The key is below the stone.\n")
@@ -146,7 +155,6 @@ def test_attachments(user: BrowserUser, agent: str, tmp_path: Path) -> None:
         expect(message.locator("details.attached")).to_contain_text("The key is below the stone.")
         expect(message.locator(".words")).to_have_text("Say what is here")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        page.set_viewport_size({"width": 1440, "height": 900})
         user.open(f"chat/{agent}")
 
 

@@ -7,6 +7,7 @@ import re
 import pytest
 from playwright.sync_api import Locator, Page, Route, TimeoutError, expect
 
+from isabella.agents.block_history import by_reflection
 from tests.support.browser_user import BrowserUser
 
 
@@ -201,6 +202,14 @@ def test_several_passages_go_with_one_question(user: BrowserUser, agent: str) ->
     assert left["text"] == "Second."
 
 
+def reflect(user: BrowserUser, agent: str, text: str) -> None:
+    """Write a block as a reflection does, and note it."""
+    path = f"/v1/agents/{agent}/core-memory/blocks/human"
+    written = user.served.letta.patch(path, json={"value": text}).json()
+    history = user.served.runtime.agents.memory.history
+    history.note(written["id"], "human", text, agent, by_reflection("Isabella at night"))
+
+
 def test_the_history_of_a_block(user: BrowserUser, agent: str) -> None:
     """Each version with its author and its difference, a link to the message behind it, and a way back to any."""
     user.open(f"memory/{agent}")
@@ -208,6 +217,7 @@ def test_the_history_of_a_block(user: BrowserUser, agent: str) -> None:
     edit(page, "human", "The user's cat is called Miezi.")
     page.get_by_role("button", name="Save").click()
     expect(block(page, "human")).to_contain_text("Saved.")
+    reflect(user, agent, "The user's cat is called Miezi. She is grey.")
     user.served.say(agent, "Please remember that my boat is called Aurora.")
     page.get_by_role("link", name="History of human").click()
     newest = page.locator(".versions > li").first
@@ -216,12 +226,13 @@ def test_the_history_of_a_block(user: BrowserUser, agent: str) -> None:
     expect(newest.locator(".diff .plus")).to_contain_text("Aurora")
     name = user.served.client.get(f"/api/agents/{agent}").json()["name"]
     expect(newest).to_contain_text(name)
-    earlier = page.locator(".versions > li").nth(1)
+    expect(page.locator(".versions > li").nth(1)).to_contain_text("Isabella at night, reflecting")
+    earlier = page.locator(".versions > li").nth(2)
     expect(earlier).to_contain_text("A person")
     expect(page.get_by_text("Complete since")).to_be_visible()
     earlier.get_by_role("button", name=re.compile("Restore version")).click()
     expect(page.locator(".versions > li").first).to_contain_text("A person restored version")
-    expect(page.locator(".versions > li").first.locator(".diff .minus")).to_contain_text("Aurora")
+    expect(page.locator(".versions > li").first.locator(".diff .minus", has_text="Aurora")).to_have_count(1)
     assert user.served.client.get(f"/api/agents/{agent}/blocks/human").json()["value"].endswith("Miezi.")
 
 

@@ -49,12 +49,18 @@ def test_a_stale_key_is_seen_synced_and_proven(user: BrowserUser) -> None:
     groq = row(user, "byok-groq")
     expect(groq).to_contain_text("proven")
     expect(user.page.locator("#status")).to_contain_text("Everything is in order")
+    # In one line, with its time, at every width.
+    bar = user.page.locator("#status-bar").bounding_box()
+    assert bar is not None
+    assert bar["height"] < 40
     user.served.letta.patch(
         f"/v1/providers/{stored(user, 'byok-groq')['id']}", json={"api_key": "gsk_stale000000000000000000"}
     ).raise_for_status()
     expect(groq).to_contain_text("differs")
     expect(groq.locator(".why")).to_contain_text("Press Sync")
     expect(user.page.locator("#status")).to_contain_text("1 of 4 providers is not in order")
+    expect(user.page.locator("#status .next")).to_contain_text("Sync makes Letta hold the configured values")
+    expect(user.page.locator("#status-seen")).to_contain_text("seen ")
     user.page.get_by_role("button", name="Plan", exact=True).click()
     plan = user.page.locator("#job.done .diff")
     expect(plan).to_contain_text("Letta holds another key")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import httpx2 as httpx
 from playwright.sync_api import Browser, expect
 
@@ -62,9 +64,9 @@ def test_signing_out(user: BrowserUser) -> None:
     expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
 
 
-def test_a_session_is_ended_from_another_browser(user: BrowserUser, browser: Browser) -> None:
+def test_a_session_is_ended_from_another_browser(user: BrowserUser, browser: Browser, view: dict[str, Any]) -> None:
     """It is in the list, and ends at once: the open page of the other browser gets nothing more, and says so."""
-    with browsing(user.served, browser, user_agent="Phone 1.0") as other:
+    with browsing(user.served, browser, **view, user_agent="Phone 1.0") as other:
         other.enter()
         other.open("activity")
         user.page.goto(f"{user.served.url}/console/sessions")

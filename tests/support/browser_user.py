@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from isabella.server.sessions import login_link
 from tests.support.backend_server import TOKEN, Backend
+from tests.support.views import VIEWS
 
 _SECONDS = 30.0
 _T = TypeVar("_T")
@@ -85,8 +86,11 @@ class BrowserUser:
 
 @contextmanager
 def browsing(served: Backend, browser: Browser, **options: Any) -> Iterator[BrowserUser]:
-    """A user with a browser of his own; whatever his browser complained of fails the test."""
-    context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
+    """A user with a browser of his own, in a wide and light view by default.
+
+    Whatever the browser complained of fails the test.
+    """
+    context = browser.new_context(**(VIEWS["1440-light"] | options))
     context.set_default_timeout(_SECONDS * 1000)
     user = BrowserUser(served, context, context.new_page())
     user._listen(user.page)

@@ -229,6 +229,16 @@ async def test_a_failure_goes_when_its_cause_has_gone(scene: Scene, monkeypatch:
     assert ended.runner.current is None
 
 
+async def test_a_failure_goes_if_its_cause_has_gone_before_the_next_look(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page knew already that Letta was away; Letta is back when it is looked at after the failure."""
+    ended = _Ended(scene, monkeypatch, JobKind.SYNC)
+    await scene.look(AWAY)
+    ended.error, scene.answer = AWAY, report(IN_SYNC)
+    assert await ended.run() is None
+
+
 async def test_a_gateway_that_has_ended_ends_what_the_doctor_said(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -473,6 +473,25 @@ def test_a_chat_program_leaves_one_turn(served: Backend, program: str) -> None:
     assert [kind for kind, _ in served.history(agent)].count("assistant_message") == 1
 
 
+#: What n8n 2.40.7 sends to the Responses API, its default: an agent with a tool, and one with the memory of n8n.
+N8N: list[dict[str, Any]] = [
+    {"tools": [{**WEATHER["function"], "type": "function", "strict": False}]},
+    {"input": [{"role": "user", "content": "Say hello"}, {"role": "assistant", "content": "hello"}]},
+]
+
+
+def test_n8n_leaves_one_turn_for_each_message(served: Backend) -> None:
+    """Its earlier messages are not sent to the agent, and its tools have no effect."""
+    agent = served.agent("programs-n8n", GROQ)
+    for fields in N8N:
+        items = [*fields.get("input", []), {"role": "user", "content": "Say hello"}]
+        body = {**fields, "input": [{"type": "message", **item} for item in items], "stream": False, "text": {}}
+        answer = served.client.post("/v1/responses", json={"model": agent, **body})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["output"][0]["content"][0]["text"] == "hello"
+    assert served.said_to(agent) == ["Say hello", "Say hello"]
+
+
 def test_documents_are_conversation(served: Backend, official: openai.OpenAI) -> None:
     """Open WebUI puts documents before a message under a heading like that of its own requests."""
     agent = served.agent("documents", GROQ)

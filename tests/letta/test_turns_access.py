@@ -418,7 +418,10 @@ def task(order: str, answer: str = "hello") -> list[Any]:
     return hello(content=f"### Task:\n{order}\n### Output:\nJSON\n{history}")
 
 
-WEATHER: dict[str, Any] = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+WEATHER: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}},
+}
 TITLE = {"type": "object", "properties": {"language": {"type": "string"}, "title": {"type": "string"}}}
 #: What chat programs send around one message. Recorded from Open WebUI 0.12.4, which asks for the title while the
 #: answer is still to come, and from LibreChat's package @librechat/agents 3.2.21 with its two forms of titles. The

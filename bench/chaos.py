@@ -101,7 +101,7 @@ class Outcome:
         noticed: seconds from the death of each supervised process until `/ready` answered 503.
         moved: the ports that changed.
         missing: turns that were called stored, and are not in the history.
-        denied: turns that were not called stored, and are.
+        denied: turns that were called not stored, and are.
     """
 
     deaths: int = 0
@@ -211,9 +211,9 @@ class Chaos:
                 for turn in self.outcome.turns:
                     if turn.agent == name and turn.end is not None:
                         stored = any(turn.word in text for text in heard)
-                        if turn.end["stored"] and not stored:
+                        if turn.end.get("stored") and not stored:
                             self.outcome.missing.append(f"{turn.word}: {turn.told}")
-                        if stored and not turn.end["stored"]:
+                        if stored and turn.end.get("stored") is False:
                             self.outcome.denied.append(f"{turn.word}: {turn.told}")
 
     async def _die(self, death: Death, backend: httpx.AsyncClient) -> None:

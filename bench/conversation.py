@@ -123,7 +123,8 @@ def how_it_ended(end: Mapping[str, Any] | None, word: str, text: str, error: str
         return ""
     if end["reason"] == "completed":
         return "completed" if word in text else ""
-    return f"{end['reason']} ({error})" if error else ""
+    known = "" if "stored" in end else ", not known whether stored"
+    return f"{end['reason']}{known} ({error})" if error else ""
 
 
 async def events(backend: httpx.AsyncClient, agent: str) -> AsyncGenerator[tuple[str, dict[str, Any]]]:

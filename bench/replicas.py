@@ -150,7 +150,7 @@ class Outcome:
         turns: every turn.
         strikes: how often a process was killed or stopped.
         missing: turns that were called stored, and are not in the history.
-        denied: turns that were not called stored, and are.
+        denied: turns that were called not stored, and are.
         doubled: turns whose message is in the history more than once.
         overlaps: pairs of turns of one agent that ran at the same time.
         foreign: requests at a vendor with a key that is not its own.
@@ -327,9 +327,9 @@ class Replicas:
         for turn in (turn for turn in self.outcome.turns if turn.agent == agent and turn.end is not None):
             assert turn.end is not None
             times = sum(turn.word in text for text in heard)
-            if turn.end["stored"] and not times:
+            if turn.end.get("stored") and not times:
                 self.outcome.missing.append(f"{turn.word} is missing: {turn.told}")
-            if times and not turn.end["stored"]:
+            if times and turn.end.get("stored") is False:
                 self.outcome.denied.append(f"{turn.word} is stored: {turn.told}")
             if times > 1:
                 self.outcome.doubled.append(f"{turn.word} is stored {times} times: {turn.told}")

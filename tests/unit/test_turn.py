@@ -591,14 +591,21 @@ async def test_a_letta_that_fails_again_is_asked_again_what_it_has_stored(stage:
     assert (end(events).reason, stage.fails) == (EndReason.COMPLETED, 0)
 
 
-@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [
+        (True, "What had arrived is stored"),
+        (False, "Nothing of this turn is stored"),
+        (None, "Letta does not say whether this turn is stored"),
+    ],
+)
 async def test_an_answer_that_was_cut_off_says_whether_it_is_stored(
-    stage: Stage, parts: MadeParts, kept: bool, monkeypatch: pytest.MonkeyPatch
+    stage: Stage, parts: MadeParts, kept: bool | None, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is stored when Letta is there again, and not before."""
     there: list[tuple[object, ...]] = []
 
-    async def store(*_: Any, **__: Any) -> bool:
+    async def store(*_: Any, **__: Any) -> bool | None:
         assert stage.supervisor is not None
         there.append(stage.supervisor.down)
         return kept
@@ -609,7 +616,7 @@ async def test_an_answer_that_was_cut_off_says_whether_it_is_stored(
     assert (end(events).reason, end(events).stored) == (EndReason.BROKEN, kept)
     (failed,) = [event for event in events if isinstance(event, TurnFailed)]
     assert failed.code is ErrorCode.STREAM_BROKEN
-    assert ("What had arrived is stored" if kept else "Nothing of this turn is stored") in str(failed.remedy)
+    assert said in str(failed.remedy)
     assert stage.breaker.states() == {}
 
 

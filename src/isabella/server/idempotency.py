@@ -94,7 +94,7 @@ class SharedTurn:
     def stored_nothing(self) -> bool:
         """Whether it has ended without a trace in the agent's history, so that the message may be sent again."""
         last = self._events[-1] if self._events else None
-        return self.finished.is_set() and not (isinstance(last, Ended) and last.stored)
+        return self.finished.is_set() and not (isinstance(last, Ended) and last.stored is not False)
 
     async def run(
         self, turn_service: TurnService, agent: str, message: str | UserMessage, conversation: str | None = None

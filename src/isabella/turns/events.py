@@ -216,7 +216,8 @@ class Ended(Event):
     kind: ClassVar[str] = "end"
     reason: EndReason
     handle: str | None  #: the model that answered; None if none did
-    stored: bool  #: whether the message is in the agent's history. If not, it may be sent again.
+    #: whether the message is in the agent's history; if not, it may be sent again. None if Letta does not say.
+    stored: bool | None
     seconds: float
     #: seconds until the answer began, time in the queue included; None if none began
     first_token: float | None = None

@@ -158,7 +158,8 @@ class Turn:
         self._opened = time.monotonic()
         self._began: float | None = None
         self._reason = EndReason.FAILED
-        self._stored = False
+        #: Whether the message is in the history; None if Letta does not say.
+        self._stored: bool | None = False
         self._failed: TurnFailed | None = None
         self._tried: set[str] = set()
         self._refusals: list[VendorRefusal] = []
@@ -850,12 +851,13 @@ class Turn:
         elif attempt.run_id is not None:
             # Letta has stored every step of a turn that reached its limit; only the answer may be missing.
             self._stored = whole = self._reason is EndReason.MAX_STEPS
-            self._stored = await self._keep(attempt, attempt.run_id) or whole
+            kept = await self._keep(attempt, attempt.run_id)
+            self._stored = whole or kept
 
-    async def _keep(self, attempt: Attempt, run_id: str) -> bool:
+    async def _keep(self, attempt: Attempt, run_id: str) -> bool | None:
         """Store a partial answer. If that fails because a part is away, do it when everything works again.
 
-        Return whether the message is in the history.
+        Return whether the message is in the history; None if Letta does not say.
         """
         known: set[str] = set()
         refusal = attempt.refusal
@@ -883,7 +885,7 @@ class Turn:
                     conversation=self.conversation,
                 )
             if kept is not None or not broken or not (await self._outlasted() or await self._wait_for_others()):
-                return bool(kept)
+                return kept
 
     def _record_refusal(self, provider: str, refusal: VendorRefusal) -> float | None:
         """Tell the circuit breaker. Return the seconds for which the provider is skipped now, if it is."""
@@ -904,9 +906,11 @@ class Turn:
         return pause
 
 
-def broken_turn(refusal: VendorRefusal, *, stored: bool) -> TurnFailed:
-    """Return the error of a turn that broke off. `stored` is whether its message is in the history."""
+def broken_turn(refusal: VendorRefusal, *, stored: bool | None) -> TurnFailed:
+    """Return the error of a turn that broke off; `stored`: whether its message is in the history, None if unknown."""
     kept = english("What had arrived is stored.") if stored else english("Nothing of this turn is stored.")
+    if stored is None:
+        kept = english("Letta does not say whether this turn is stored: look into the history first.")
     if refusal.code is ErrorCode.PROVIDER_CHANGING:
         return TurnFailed(refusal.code, refusal.message, joined([kept, english("Ask again in a moment.")]))
     remedy = joined([kept, english("Ask again, or switch to another model.")])

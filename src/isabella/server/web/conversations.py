@@ -98,11 +98,11 @@ class Exchange:
     @property
     def stored(self) -> bool:
         """Whether it is in the agent's history, so that pages show it from there."""
-        return self.ended is not None and self.ended.stored
+        return self.ended is not None and self.ended.stored is True
 
     @property
     def repeatable(self) -> bool:
-        """Whether it can be sent again as it was: it has ended, and nothing of it is in the history."""
+        """Whether it can be sent again as it was: it has ended, and nothing of it is known to be in the history."""
         return self.phase is ExchangePhase.ENDED and not self.stored
 
     def apply(self, event: Event) -> None:

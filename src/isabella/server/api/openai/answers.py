@@ -103,10 +103,10 @@ class Answer:
         status = 503 if failed is None else _STATUSES.get(failed.code, 503)
         if failed is not None and failed.retry_after is not None:
             headers["Retry-After"] = str(max(1, round(failed.retry_after)))
-        if end is not None and end.stored:
-            # The message is in the history already.
+        if end is not None and end.stored is not False:
+            # The message is in the history already, or may be.
             status = 502
-        if end is not None and (end.stored or end.reason is EndReason.STOPPED):
+        if end is not None and (end.stored is not False or end.reason is EndReason.STOPPED):
             headers |= NO_RETRY
         return openai_answer(status, self.problem, headers)
 

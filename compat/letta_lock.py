@@ -107,7 +107,7 @@ def tables() -> dict[str, str]:
     content = source()
     return {
         "overrides": _table(
-            ("package", "from", "to", "closes", "public by"),
+            ("package", "from", "to", "advisories", "public by"),
             [
                 (entry["package"], entry["from"], entry["to"], ", ".join(entry["advisories"]), str(entry["date"]))
                 for entry in content["override"]

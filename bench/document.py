@@ -52,9 +52,9 @@ of each table; turns alternate between them. Agents have blocks, tools and messa
 older ones, outside the context. Rows are copied in the database. An idle agent is one that had no turn for half a
 minute, so that it is looked up in Letta by its name.
 
-Of Isabella, the start grows with the agents: it lists them with their tags, twice if embeddings are on, so that turns
-find them while Letta is away. After the start, the texts of all blocks are compared with their histories in the
-background. Nothing in a turn goes through all agents or messages.
+Of Isabella, the start grows with the agents: it reads them with their tags from Letta's Postgres, so that turns find
+them while Letta is away, and to decide how their archival memory is searched. After the start, the texts of all
+blocks are compared with their histories in the background. Nothing in a turn goes through all agents or messages.
 """
 
 

@@ -19,7 +19,6 @@ from isabella.agents.model_catalog import ModelCatalog
 from isabella.agents.registry import AgentRecord, AgentRegistry
 from isabella.agents.repair import AvailableBindings, available_bindings, diagnose
 from isabella.errors import AgentError, IsabellaError, LettaUnreachable
-from isabella.letta.agents import TAGS
 from isabella.letta.llm_config import Binding, answer_limit, creation_fields
 from isabella.system import audit
 from isabella.system.english import english
@@ -116,9 +115,8 @@ async def ensure(
     The failure of one agent is in its result. A Letta that cannot be read is a `LettaError`.
     """
     if vectors is not None:
-        # Blocks and tools of thousands of agents would take Letta twice as long.
-        for record in await registry.all(relations=TAGS, tags=[metadata.MANAGED_TAG]):
-            if record.definition is None:
+        for record in await registry.overview():
+            if record.managed and record.definition is None:
                 await set_embedding(registry, record, vectors)
     if not definitions:
         return []

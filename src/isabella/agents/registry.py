@@ -145,12 +145,9 @@ class AgentRegistry:
         #: Callbacks that run after an agent is bound, so that caches can be updated.
         self.on_bound: list[Callable[[str, Binding], None]] = []
 
-    async def all(self, *, relations: Sequence[str] = RELATIONS, **filters: Any) -> list[AgentRecord]:
-        """Return every agent, oldest first, without the temporary ones of `turns.probe`.
-
-        `relations` are those of the record that are needed, the tags at least.
-        """
-        return self._records(await self.letta.agents.all(relations=relations, **filters))
+    async def all(self, **filters: Any) -> list[AgentRecord]:
+        """Return every agent, oldest first, without the temporary ones of `turns.probe`."""
+        return self._records(await self.letta.agents.all(relations=RELATIONS, **filters))
 
     async def overview(self) -> list[AgentRecord]:
         """Return the same agents without blocks and tools, at little cost to Letta."""

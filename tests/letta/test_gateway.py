@@ -320,12 +320,7 @@ def test_an_answer_that_reaches_its_limit_is_cut_off(served: Backend) -> None:
     assert (turn.end["reason"], turn.end["stored"]) == ("length", True)
     assert turn.one("usage")["completion_tokens"] == LIMIT
     assert len(turn.text) > 3000
-    rows = served.letta.get(f"/v1/agents/{id}/messages", params={"limit": 100, "order": "desc"}).json()
-    said = {row["id"]: row["content"] for row in rows if row["message_type"] == "assistant_message"}
-    assert turn.text in said.values()
-    seen = served.in_context(agent)
-    assert said[seen[-1]] == f"{turn.text[:2000].strip()} [cut off]"
-    assert not [id for id in seen if said.get(id) == turn.text]
+    served.check_shortened(agent, turn)
     body = {"model": agent, "messages": [{"role": "user", "content": "And again"}]}
     completion = served.client.post("/v1/chat/completions", json=body).raise_for_status().json()
     assert completion["choices"][0]["finish_reason"] == "length"

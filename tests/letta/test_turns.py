@@ -209,12 +209,7 @@ def test_without_a_gateway_an_answer_that_reaches_its_limit_is_cut_off(served: B
     turn = served.say(agent, "Go on for ever")
     assert (turn.end["reason"], turn.end["stored"]) == ("length", True)
     assert turn.one("usage")["completion_tokens"] == 800
-    rows = served.letta.get(f"/v1/agents/{id}/messages", params={"limit": 100, "order": "desc"}).json()
-    said = {row["id"]: row["content"] for row in rows if row["message_type"] == "assistant_message"}
-    assert turn.text in said.values()
-    seen = served.in_context(agent)
-    assert said[seen[-1]] == f"{turn.text[:2000].strip()} [cut off]"
-    assert not [one for one in seen if said.get(one) == turn.text]
+    served.check_shortened(agent, turn)
 
 
 def test_a_model_that_repeats_a_failing_call_is_ended(served: Backend) -> None:

@@ -173,6 +173,17 @@ class Backend:
         """The ids of the messages that an agent sees."""
         return list(self.letta.get(f"/v1/agents/{self.id_of(agent)}").json()["message_ids"])
 
+    def check_shortened(self, agent: str, turn: TurnRecord) -> None:
+        """Assert that the history has the whole answer of a turn, and the context ends with its beginning alone."""
+        rows = self.letta.get(
+            f"/v1/agents/{self.id_of(agent)}/messages", params={"limit": 100, "order": "desc"}
+        ).json()
+        said = {row["id"]: row["content"] for row in rows if row["message_type"] == "assistant_message"}
+        assert turn.text in said.values()
+        seen = self.in_context(agent)
+        assert said[seen[-1]] == f"{turn.text[:2000].strip()} [cut off]"
+        assert not [id for id in seen if said.get(id) == turn.text]
+
     @contextmanager
     def patience(self, *, first_token: float, silence: float) -> Iterator[None]:
         """Wait for vendors for other times than the settings say, meanwhile."""

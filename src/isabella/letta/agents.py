@@ -6,18 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
-import structlog
 from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
-from isabella.errors import ConfigurationError, LettaRefused
+from isabella.errors import LettaRefused
 from isabella.letta import paths
+from isabella.letta.database import LettaDatabase
 from isabella.letta.http import LettaHttp
 from isabella.letta.llm_config import LlmConfig, base_url_fields, streams
 from isabella.letta.releases import GENERIC, OPENAI, client_for, release_in
-from isabella.locks.postgres import SharedSession
 from isabella.system.urls import is_gateway_url, is_placeholder_url
-
-log = structlog.get_logger()
 
 #: What Letta adds to an agent's row on request. It takes Letta twice as long.
 RELATIONS = ("agent.tags", "agent.blocks", "agent.tools")
@@ -101,9 +98,9 @@ _ROWS = TypeAdapter(list[AgentRow])
 
 
 class Agents:
-    """The agents of one Letta. Every method raises `LettaError`. `database` is a session in Letta's Postgres."""
+    """The agents of one Letta. Every method raises `LettaError`."""
 
-    def __init__(self, http: LettaHttp, database: SharedSession | None = None) -> None:
+    def __init__(self, http: LettaHttp, database: LettaDatabase) -> None:
         self._http = http
         self._database = database
 
@@ -130,7 +127,7 @@ class Agents:
         System prompt and context may be missing. The agents are read from Letta's Postgres if that is known: ten
         thousand of them would occupy Letta for half a minute.
         """
-        found = await self._from_database(_OVERVIEW, blocks)
+        found = await self._database.select(_OVERVIEW, blocks)
         if found is None:
             return await self.all(relations=(*TAGS, *BLOCKS) if blocks else TAGS)
         return self._rows(found)
@@ -145,7 +142,7 @@ class Agents:
         They are read from Letta's Postgres if that is known: Letta, one process for all agents, is not kept from the
         turns that it runs.
         """
-        found = await self._from_database(_CURRENT, agent_id)
+        found = await self._database.select(_CURRENT, agent_id)
         return await self.get(agent_id) if found is None else self._row(found, agent_id)
 
     async def count(self) -> int:
@@ -245,17 +242,6 @@ class Agents:
     async def detach_tool(self, agent_id: str, tool_id: str) -> None:
         """Take a tool from an agent."""
         await self._http.patch(paths.agent(agent_id, "tools", "detach", tool_id), {})
-
-    async def _from_database(self, statement: str, value: Any) -> Any:
-        """Return the JSON that a statement selects in Letta's Postgres; None without a row, or a usable Postgres."""
-        if self._database is None:
-            return None
-        try:
-            found = await self._database.fetch(statement, (value,))
-        except ConfigurationError as error:
-            log.info("agents not read from the database", error=error.what)
-            return None
-        return None if found is None else found[0]
 
     def _rows(self, documents: Any) -> list[AgentRow]:
         try:

@@ -8,21 +8,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import structlog
 from pydantic import SecretStr
 
 from isabella.config.settings import Settings
-from isabella.errors import ConfigurationError, LettaRefused
+from isabella.errors import LettaRefused
 from isabella.letta import paths
 from isabella.letta.agents import Agents
 from isabella.letta.conversations import Conversations
+from isabella.letta.database import LettaDatabase
 from isabella.letta.http import LettaHttp
 from isabella.letta.messages import Image, by_user
 from isabella.letta.providers import LettaProviders
-from isabella.locks.postgres import SharedSession
 from isabella.system.peers import Peer
-
-log = structlog.get_logger()
 
 _MESSAGES_OF_RUN = 200  # more than one run stores
 _ACTIVE_RUNS = 1000
@@ -75,7 +72,7 @@ class LettaClient:
 
     def __init__(self, http: LettaHttp, database_url: SecretStr | None = None) -> None:
         self.http = http
-        self._database = None if database_url is None else SharedSession(database_url)
+        self._database = LettaDatabase(database_url)
         self.agents = Agents(http, self._database)
         self.blocks = Blocks(http)
         self.conversations = Conversations(http, database_url)
@@ -102,8 +99,7 @@ class LettaClient:
         """Send later requests to another address of the same Letta, and of its Postgres."""
         self.http.move(connection.base_url)
         self.conversations.database_url = connection.database_url
-        if self._database is not None and connection.database_url is not None:
-            self._database.url = connection.database_url
+        self._database.move(connection.database_url)
 
     async def __aenter__(self) -> Self:
         return self
@@ -112,14 +108,13 @@ class LettaClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.http.close()
-        if self._database is not None:
-            await self._database.close()
+        await self._database.close()
 
 
 class Messages:
     """The messages of agents, and their runs. Every method raises `LettaError`."""
 
-    def __init__(self, http: LettaHttp, database: SharedSession | None = None) -> None:
+    def __init__(self, http: LettaHttp, database: LettaDatabase) -> None:
         self._http = http
         self._database = database
 
@@ -151,13 +146,9 @@ class Messages:
 
     async def active_runs_of(self, agent_id: str) -> list[ActiveRun]:
         """Return an agent's runs that are under way, from Letta's Postgres if that is known."""
-        if self._database is not None:
-            try:
-                found = await self._database.fetch(_ACTIVE_OF_AGENT, (agent_id,))
-            except ConfigurationError as error:
-                log.info("runs not read from the database", agent=agent_id, error=error.what)
-            else:
-                return [] if found is None else [ActiveRun(id, began) for id, began in found[0].items()]
+        found = await self._database.select(_ACTIVE_OF_AGENT, agent_id)
+        if found is not None:
+            return [ActiveRun(id, began) for id, began in found.items()]
         runs = await self._http.rows(paths.RUNS, agent_id=agent_id, active=True, limit=_ACTIVE_RUNS)
         return [ActiveRun(str(run["id"])) for run in runs]
 

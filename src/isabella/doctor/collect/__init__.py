@@ -101,7 +101,7 @@ async def collect(
 
 
 async def collect_gateway(settings: Settings) -> GatewayEvidence | None:
-    """Return whether the gateway of these settings runs, and what it has; None without one. Never raises."""
+    """Return the state of the gateway, and its providers; None if none is configured. Never raises."""
     if not settings.uses_gateway:
         return None
     # Imported late: without a gateway, nothing of it is needed.

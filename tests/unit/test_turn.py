@@ -700,9 +700,11 @@ async def test_a_message_that_letta_has_stored_before_it_failed_is_not_tried_aga
     """It would be in the history twice."""
     stage.gateway = SimpleNamespace(end_calls=None, last_outcome=_nothing)
     stage.stored = True
-    events = await stage.turn(stumble)
+    events = await stage.turn(stumble, handles=(REALLY.handle,))
     assert told(events) == [THOUGHT.handle]
-    assert end(events).reason is EndReason.FAILED
+    assert (end(events).reason, end(events).stored) == (EndReason.BROKEN, True)
+    (failed,) = [event for event in events if isinstance(event, TurnFailed)]
+    assert "Letta stumbled" in failed.message
 
 
 async def test_a_database_of_locks_that_cannot_be_used_is_no_internal_error(stage: Stage) -> None:

@@ -536,7 +536,9 @@ class Turn:
                 await self._note_cut(attempt, since)
                 return None
             if _may_be_of_an_outage(attempt.refusal) and (await self._outlasted() or self._outages != outages):
-                if self._failed is None and await self._interrupted(attempt, attempt.refusal):
+                outage = "" if self._deps.supervisor is None else self._deps.supervisor.last_outage
+                refusal = replace(attempt.refusal, message=outage or attempt.refusal.message)
+                if self._failed is None and await self._interrupted(attempt, refusal):
                     continue
                 return None
             if self._others_left > 0 and attempt.refusal.code in _LOST and attempt.began is None:
@@ -544,22 +546,14 @@ class Turn:
                 await self._end_runs(0.0)
                 self._stored = await self._is_stored(attempt.run_id)
             refusal = await self._true_refusal(attempt.refusal, since)
-            if await self._was_lettas_stumble(attempt, refusal):
-                continue
+            if attempt.reason is None and refusal.code is ErrorCode.LETTA_FAILING and refusal.status is None:
+                # Its database may have been away for so short a time that nobody has seen it.
+                recovered = await self._may_recover()
+                if recovered or self._failed is not None or self._cancel_request.stopped:
+                    if self._failed is None and await self._interrupted(attempt, refusal):
+                        continue
+                    return None
             return await self._refused(candidate, attempt, refusal)
-
-    async def _was_lettas_stumble(self, attempt: Attempt, refusal: VendorRefusal) -> bool:
-        """Return whether to send the message again because Letta failed by itself, and nothing of it is stored.
-
-        Its database may have been away for so short a time that nobody has seen it. No vendor is to blame for that.
-        """
-        return (
-            refusal.code is ErrorCode.LETTA_FAILING
-            and refusal.status is None
-            and attempt.reason is None
-            and not await self._is_stored(attempt.run_id)
-            and await self._may_recover()
-        )
 
     @asynccontextmanager
     async def _traced(self, candidate: Candidate) -> AsyncIterator[tracing.NoSpan]:
@@ -645,7 +639,7 @@ class Turn:
         self._cancel_request.evicted = False
 
     async def _interrupted(self, attempt: Attempt, refusal: VendorRefusal) -> bool:
-        """Return whether to send the message again after an outage: nothing of it was answered or stored."""
+        """Return whether to send the message again: nothing of it was answered or stored. Else the turn is over."""
         if self._cancel_request.stopped:
             self._reason = EndReason.STOPPED
             return False
@@ -654,8 +648,7 @@ class Turn:
             if not self._stored:
                 return True
             self._reason = EndReason.BROKEN
-        reason = "" if self._deps.supervisor is None else self._deps.supervisor.last_outage
-        self._failed = broken_turn(replace(refusal, message=reason or refusal.message), stored=self._stored)
+        self._failed = broken_turn(refusal, stored=self._stored)
         return False
 
     async def _is_stored(self, run_id: str | None) -> bool:
@@ -716,7 +709,7 @@ class Turn:
                 )
 
     async def _was_cut(self, attempt: Attempt, run_id: str, since: float) -> bool:
-        """Return whether the answer reached its limit. Letta does not tell it, the gateway does."""
+        """Return whether the answer reached its limit: the gateway says so, or the numbers of tokens do."""
         gateway, letta, usage = self._deps.gateway, self._deps.letta, attempt.usage
         if gateway is not None:
             outcome = await gateway.last_outcome(self.agent_ref.id, since)

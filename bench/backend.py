@@ -16,7 +16,7 @@ import psutil
 from bench.setup import Setup
 from isabella.config.vendors import usual_vendors
 from isabella.practice import PracticeVendors
-from isabella.server.token import published_address
+from isabella.server.running_backend import published_address
 
 #: The token of the backends.
 TOKEN = "a-token-for-the-bench"

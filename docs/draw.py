@@ -16,7 +16,7 @@ import pages
 from rich.console import Console
 from rich.text import Text
 
-from isabella.server.token import published_address
+from isabella.server.running_backend import published_address
 
 IMAGES = Path(__file__).parent / "images"
 WIDTH = 116

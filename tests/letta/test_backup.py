@@ -21,7 +21,7 @@ from pyrage import x25519
 from isabella.api import ensure_providers
 from isabella.config.settings import Settings, load_settings
 from isabella.connect import embedded_connection
-from isabella.embedded import Server, databases, instance_postgres, key_rotation, program, restoring
+from isabella.embedded import Server, databases, instance_postgres, key_rotation, letta_process, restoring
 from isabella.embedded.backups import BackupPolicy, BackupReason, list_backups
 from isabella.embedded.databases import DatabaseAccess, Snapshot
 from isabella.letta.llm_config import Binding
@@ -279,7 +279,7 @@ def test_one_is_made_before_a_change(case: Case, monkeypatch: pytest.MonkeyPatch
         server.rekey()
     assert [one.reason for one in list_backups(own)] == [BackupReason.REKEY]
     case.source.down()
-    monkeypatch.setattr(program, "start", stop)
+    monkeypatch.setattr(letta_process, "start", stop)
     with server.database() as access:
         with psycopg.connect(access.url().get_secret_value()) as database:
             database.execute("UPDATE alembic_version SET version_num = 'of an earlier release'")

@@ -27,9 +27,9 @@ from pydantic import SecretStr
 
 from compat import letta_lock
 from isabella.config.choices import LettaLock
-from isabella.embedded import InstanceStatus, Letta, Server, Step, confine, install, launch, postgres, program
+from isabella.embedded import InstanceStatus, Letta, Server, Step, confine, install, launch, letta_process, postgres
 from isabella.embedded.instance import InstancePaths
-from isabella.embedded.parts import LettaPart, PostgresPart
+from isabella.embedded.supervised_parts import LettaPart, PostgresPart
 from isabella.errors import StartFailed
 from isabella.letta.encryption import encrypt
 from isabella.system.processes import has_ended
@@ -451,7 +451,7 @@ def test_interrupted_at_every_step(new_server: Callable[..., Server]) -> None:
         assert finished.returncode in (0, 1, -getattr(signal, which)), finished.stderr
         if finished.returncode == 1:
             assert "KeyboardInterrupt" in finished.stderr
-        run = program.running(server.paths)
+        run = letta_process.running(server.paths)
         if run is not None and name != "letta":
             # A Letta that survives would complete the start by itself.
             os.kill(run.process.pid, signal.SIGKILL)

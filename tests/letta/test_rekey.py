@@ -172,14 +172,14 @@ def test_one_that_was_cut_off_before_it_began_is_dropped(deps: House) -> None:
 
 # In the order in which they are come by. `begin` is the journal, `write_private` the file with the kept key.
 BLOWS = [
-    ("isabella.embedded.program.stop", "after", 1),
+    ("isabella.embedded.letta_process.stop", "after", 1),
     ("isabella.embedded.key_rotation.store_new_key", "before", 1),
     ("isabella.embedded.key_rotation.store_new_key", "after", 1),
     ("isabella.embedded.encrypted_columns._encrypt_all", "after", 1),
     ("isabella.embedded.encrypted_columns._write", "after", 2),
     ("isabella.embedded.encrypted_columns._verify_written", "after", 1),
     ("isabella.embedded.encrypted_columns.reencrypt", "after", 1),
-    ("isabella.embedded.program.start", "before", 1),
+    ("isabella.embedded.letta_process.start", "before", 1),
 ]
 
 

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from bench.own_postgres import ROLE, OperatorsPostgres, operators_postgres
 from isabella.embedded.own_postgres import OwnPostgres
-from isabella.embedded.parts import OwnPostgresPart
+from isabella.embedded.supervised_parts import OwnPostgresPart
 from isabella.errors import ConfigurationError, LockTimeout, StartFailed
 from isabella.locks import postgres as locks
 from isabella.locks.postgres import AdvisoryLocks, leads, lock_key

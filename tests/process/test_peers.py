@@ -24,14 +24,14 @@ from isabella.config.settings import load_settings
 from isabella.doctor.collect.letta import LettaCollector
 from isabella.embedded import postgres
 from isabella.embedded.instance import InstancePaths, make_private
-from isabella.embedded.program import ServerRun
+from isabella.embedded.letta_process import ServerRun
 from isabella.errors import ConfigurationError, IsabellaError, LettaUnreachable, UnverifiedPeer
 from isabella.gateway import process
 from isabella.gateway.client import GatewayClient
 from isabella.letta.client import Connection, LettaClient
 from isabella.locks.postgres import open_connection
 from isabella.practice import daemon
-from isabella.server.token import address_published, published_backend
+from isabella.server.running_backend import address_published, published_backend
 from isabella.system import peers
 from isabella.system.peers import Peer, async_hooks, hooks, listens
 from isabella.system.processes import ChildProcess, save

@@ -29,8 +29,8 @@ from isabella.practice import NAMES, VendorFault, daemon
 from isabella.practice.overlay import ConfigSnapshot, as_served, with_practice_vendors
 from isabella.practice.server import TOKEN_HEADER, listen
 from isabella.providers.desired import desired_providers
-from isabella.server import prepare
-from isabella.server.serving import ServeOptions
+from isabella.server import prerequisites
+from isabella.server.options import ServeOptions
 from isabella.watch.config_changes import ConfigDiff, diff_config
 
 
@@ -344,7 +344,7 @@ def test_a_vendor_without_a_practice_vendor_is_left_out(tmp_path: Path) -> None:
     settings = load_settings(environment={"ISABELLA_HOME": str(home), "ISABELLA_CONFIG_FILE": str(tmp_path / "none")})
     options = ServeOptions(None, False, progress=Mock(), show=Mock(), say=said.append)
     with ExitStack() as started:
-        served = prepare._with_practice(settings, options, started, [])
+        served = prerequisites._with_practice(settings, options, started, [])
         wanted = [one.vendor.name for one in desired_providers(served) if one.configured]
         assert wanted == list(NAMES)
         assert "There is no practice vendor for Fifth: it is used as soon as .env has a key for it." in said

@@ -29,11 +29,11 @@ from isabella.practice.server import listen
 from isabella.providers.report import Report
 from isabella.server.app import create_app
 from isabella.server.gateway_monitor import run_gateway_monitor
+from isabella.server.running_backend import address_published
 from isabella.server.runtime import Runtime, open_agents, open_turns
 from isabella.server.sessions import Sessions
-from isabella.server.starting import http_server
+from isabella.server.startup_app import http_server
 from isabella.server.supervised import Supervised, run_supervisor
-from isabella.server.token import address_published
 
 TOKEN = "a-token-for-the-tests"
 _UP_SECONDS = 60.0

@@ -31,20 +31,20 @@ from isabella.embedded import (
     Server,
     backup_keys,
     encrypted_columns,
+    file_locks,
     instance,
     instance_postgres,
-    locking,
+    letta_process,
     os_users,
     postgres,
-    program,
     restoring,
 )
 from isabella.embedded.encrypted_columns import StoredValue
 from isabella.embedded.install import installed
 from isabella.embedded.instance_postgres import InstancePostgres
 from isabella.embedded.key_rotation import RotationJournal
+from isabella.embedded.letta_process import ServerRun
 from isabella.embedded.postgres import Cluster, Postmaster
-from isabella.embedded.program import ServerRun
 from isabella.embedded.progress import no_progress
 from isabella.errors import IsabellaError
 from isabella.gateway import process as gateway
@@ -56,9 +56,8 @@ from isabella.practice import daemon as practice
 from isabella.practice.vendor import load_or_make_keys
 from isabella.providers.health import HealthFile, HealthState, ProviderHealth
 from isabella.server.answer_log import AnswerLog, AnswerRecord
-from isabella.server.serving import only_backend
+from isabella.server.running_backend import address_published, ensure_token, only_backend, published_backend
 from isabella.server.sessions import Sessions
-from isabella.server.token import address_published, ensure_token, published_backend
 from isabella.system import audit, processes, state
 from isabella.system.daemon import Daemon
 from isabella.system.processes import ChildProcess
@@ -186,7 +185,7 @@ class Home:
         """Start Letta, as far as files are concerned."""
         server = self.server
         with server._locked(no_progress):
-            program.running(server.paths)
+            letta_process.running(server.paths)
             instance_postgres.superuser_password(server.paths)
             RotationJournal.load(server.paths)
             postmaster = Postmaster(ChildProcess.of(os.getpid()), 5433, ready=True)
@@ -209,7 +208,7 @@ class Home:
 
     def release_lock(self) -> None:
         """Take the lock of an installation."""
-        with locking.hold(self.server.paths.home, self.server.paths.release_lock, no_progress):
+        with file_locks.hold(self.server.paths.home, self.server.paths.release_lock, no_progress):
             pass
 
     def backend_lock(self) -> None:
@@ -304,9 +303,9 @@ def _no_servers() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(patch.object(processes, "spawn", stand_in))
         stack.enter_context(patch.object(postgres, "current_revision", lambda *_address: _HEAD))
-        stack.enter_context(patch.object(program, "wait_until_started", lambda *_how: None))
+        stack.enter_context(patch.object(letta_process, "wait_until_started", lambda *_how: None))
         stack.enter_context(patch.object(Daemon, "answers", lambda _self, _running: True))
-        stack.enter_context(patch.object(program, "start", start))
+        stack.enter_context(patch.object(letta_process, "start", start))
         stack.enter_context(patch.object(encrypted_columns, "read_values", lambda _url, _keys: [_ENCRYPTED]))
         stack.enter_context(patch.object(encrypted_columns, "reencrypt", lambda *_arguments: None))
         stack.enter_context(patch.object(Cluster, "_run", lambda *_arguments: None))
@@ -314,8 +313,8 @@ def _no_servers() -> Iterator[None]:
         stack.enter_context(patch.object(Cluster, "wait", lambda _self: None))
         started = Postmaster(ChildProcess.of(os.getpid()), 5433, ready=True)
         stack.enter_context(patch.object(Cluster, "start", _until_started(Cluster.start, started)))
-        stack.enter_context(patch("isabella.embedded.locking.postgres_user", lambda: None))
-        stack.enter_context(patch("isabella.server.serving.postgres_user", lambda: None))
+        stack.enter_context(patch("isabella.embedded.file_locks.postgres_user", lambda: None))
+        stack.enter_context(patch("isabella.server.running_backend.postgres_user", lambda: None))
         yield
 
 

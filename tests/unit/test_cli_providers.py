@@ -317,7 +317,7 @@ def test_another_env_file_is_read(command: str, work: Work, tmp_path: Path) -> N
     ("modules", "heavy"),
     [
         ("isabella.cli", "letta_client fastapi uvicorn psycopg pydantic httpx2 cryptography rich.table"),
-        ("isabella.cli, isabella.server.start", "letta_client fastapi psycopg httpx2 cryptography structlog rich"),
+        ("isabella.cli, isabella.server.up", "letta_client fastapi psycopg httpx2 cryptography structlog rich"),
     ],
 )
 def test_help_and_the_first_page_import_nothing_heavy(modules: str, heavy: str) -> None:

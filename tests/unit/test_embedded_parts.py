@@ -32,14 +32,14 @@ from isabella.embedded import (
     child_processes,
     instance,
     launch,
+    letta_process,
     ports,
     postgres,
-    program,
 )
 from isabella.embedded.instance import InstancePaths, make_home, make_private
 from isabella.embedded.instance_postgres import InstancePostgres
+from isabella.embedded.letta_process import ServerRun
 from isabella.embedded.postgres import Cluster, Postmaster
-from isabella.embedded.program import ServerRun
 from isabella.embedded.progress import Step
 from isabella.errors import EmbeddedError, StartFailed
 from isabella.system import processes
@@ -162,8 +162,8 @@ def test_a_letta_that_ends_for_another_reason_is_not_started_again(
 @pytest.mark.parametrize("migrated", [True, False])
 def test_a_letta_that_hangs_while_it_starts(migrated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is given up when it has done nothing for a while, but not while it waits for the database to be migrated."""
-    monkeypatch.setattr(program, "_IDLE_SECONDS", 0.1)
-    monkeypatch.setattr(program, "SECONDS_TO_START", 60.0 if migrated else 1.0)
+    monkeypatch.setattr(letta_process, "_IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(letta_process, "SECONDS_TO_START", 60.0 if migrated else 1.0)
     asked: list[bool] = []
 
     def is_migrated() -> bool:
@@ -173,7 +173,9 @@ def test_a_letta_that_hangs_while_it_starts(migrated: bool, tmp_path: Path, monk
     process = subprocess.Popen(["/bin/sleep", "60"])
     try:
         run = ServerRun(ChildProcess.of(process.pid), 1, "")
-        assert not program.wait_until_healthy(InstancePaths(tmp_path, "0.16.8", "x"), run, lambda: True, is_migrated)
+        assert not letta_process.wait_until_healthy(
+            InstancePaths(tmp_path, "0.16.8", "x"), run, lambda: True, is_migrated
+        )
     finally:
         process.kill()
         process.wait()
@@ -188,8 +190,8 @@ def starting(
     make_home(server.paths.home)
     for folder in (server.paths.folder.parent, server.paths.folder):
         make_private(folder)
-    monkeypatch.setattr(program, "start", start)
-    monkeypatch.setattr(program, "wait_until_started", lambda *_how: None)
+    monkeypatch.setattr(letta_process, "start", start)
+    monkeypatch.setattr(letta_process, "wait_until_started", lambda *_how: None)
     monkeypatch.setattr(postgres, "current_revision", lambda *_address: "abc")
     postmaster = Postmaster(ChildProcess.of(os.getpid()), 5433, ready=True)
     database = InstancePostgres(server.paths, postgres.prepare_cluster(server.paths), postmaster)
@@ -238,13 +240,13 @@ def test_a_run_is_written_down_and_read_again(tmp_path: Path) -> None:
     """A damaged record is none, and an ended process is not running."""
     paths = InstancePaths(tmp_path)
     make_private(paths.folder)
-    assert program.running(paths) is None
+    assert letta_process.running(paths) is None
     run = ServerRun(ChildProcess.of(os.getpid()), port=8283, key="none")
     run.save(paths.run_file)
-    assert program.running(paths) == run
+    assert letta_process.running(paths) == run
     # The pid is ours, but at another time it was somebody else's.
     ServerRun(ChildProcess(os.getpid(), run.process.started - 1000), port=8283, key="none").save(paths.run_file)
-    assert program.running(paths) is None
+    assert letta_process.running(paths) is None
     paths.run_file.write_text("{}")
     assert ServerRun.load(paths.run_file) is None
 
@@ -312,7 +314,7 @@ def test_vendor_keys_do_not_pass() -> None:
 def test_the_servers_environment_is_its_own(tmp_path: Path) -> None:
     """Facts R4 to R6; a master key only where there is one; extra variables for tests last."""
     paths = InstancePaths(tmp_path)
-    made = program.environment(
+    made = letta_process.environment(
         paths,
         port=1234,
         database=SecretStr("postgresql://isabella:pw@127.0.0.1:1/letta"),
@@ -355,12 +357,12 @@ def test_the_launcher_clears_what_is_printed(monkeypatch: pytest.MonkeyPatch) ->
 def test_only_letta_is_healthy(status: int, body: str, version: str | None, httpserver: HTTPServer) -> None:
     """Something else on the port is not taken for it."""
     httpserver.expect_request("/v1/health/").respond_with_data(body, status=status)
-    assert program.health(httpserver.port) == version
+    assert letta_process.health(httpserver.port) == version
 
 
 def test_nothing_on_the_port_is_not_healthy() -> None:
     """A refused connection is an answer too."""
-    assert program.health(ports.choose_port(0)) is None
+    assert letta_process.health(ports.choose_port(0)) is None
 
 
 def test_the_last_lines_of_a_log(tmp_path: Path) -> None:
@@ -505,7 +507,7 @@ def test_the_launcher_pings_a_connection_without_a_question(monkeypatch: pytest.
 def test_the_launcher_mark_is_in_the_command(tmp_path: Path) -> None:
     """What the search for orphan processes looks for is what the server is started with."""
     paths = InstancePaths(tmp_path)
-    command = program.launch_command(paths)
+    command = letta_process.launch_command(paths)
     assert command[-2:] == ["--instance", str(paths.folder)]
 
 

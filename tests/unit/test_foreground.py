@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from isabella.config.settings import load_settings
-from isabella.embedded.foreground import letta_process
+from isabella.embedded.foreground import prepare_letta
 from isabella.embedded.instance import InstancePaths
 from isabella.embedded.own_postgres import OwnPostgres
 from isabella.errors import ConfigurationError, IsabellaError, StartFailed
@@ -66,12 +66,12 @@ def test_letta_wants_its_secrets_and_its_installation(tmp_path: Path) -> None:
     for name in ENVIRONMENT:
         rest = {one: value for one, value in ENVIRONMENT.items() if one != name}
         with pytest.raises(ConfigurationError, match=f"Letta needs {name}:"):
-            letta_process(load_settings(environment=environment | rest), "127.0.0.1", 0)
+            prepare_letta(load_settings(environment=environment | rest), "127.0.0.1", 0)
     with pytest.raises(StartFailed, match="is not installed"):
-        letta_process(load_settings(environment=environment | ENVIRONMENT), "127.0.0.1", 0)
+        prepare_letta(load_settings(environment=environment | ENVIRONMENT), "127.0.0.1", 0)
     installed(tmp_path)
     with pytest.raises(StartFailed, match="cannot be used") as unreachable:
-        letta_process(load_settings(environment=environment | ENVIRONMENT), "127.0.0.1", 0)
+        prepare_letta(load_settings(environment=environment | ENVIRONMENT), "127.0.0.1", 0)
     assert "canary-password" not in str(unreachable.value)
 
 
@@ -89,7 +89,7 @@ def test_the_process_of_letta(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, r
     }
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    process = letta_process(load_settings(environment=environment), "127.0.0.1", port)
+    process = prepare_letta(load_settings(environment=environment), "127.0.0.1", port)
     assert process.command[0] == str(paths.python)
     assert process.command[-6:] == ("server", "--secure", "--host", "127.0.0.1", "--port", str(port))
     assert Path.cwd() == paths.server_home
@@ -109,7 +109,7 @@ def test_a_taken_port_is_told_at_once(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(OwnPostgres, "prepare", lambda _: "head")
     settings = load_settings(environment=ENVIRONMENT | {"ISABELLA_HOME": str(tmp_path)})
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigurationError, match="cannot listen"):
-        letta_process(settings, "127.0.0.1", taken.getsockname()[1])
+        prepare_letta(settings, "127.0.0.1", taken.getsockname()[1])
 
 
 def test_practice_vendors_want_a_key_and_a_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from starlette.routing import Route
 from starlette.types import Message
 from structlog.testing import capture_logs
 
-from isabella.server import starting
+from isabella.server import startup_app
 from isabella.server.auth import _SESSION
 from isabella.server.request_limits import BodyLimits, RequestLimits, StreamLimits
 from isabella.server.sessions import Sessions
@@ -36,7 +36,7 @@ from isabella.system.sockets import ListeningSocket, listening_socket
 
 def test_an_idle_connection_is_kept_longer_than_clients_keep_it() -> None:
     """Otherwise a request is sent on a connection that the server is closing, and fails."""
-    kept = starting.http_server(Starlette()).config.timeout_keep_alive
+    kept = startup_app.http_server(Starlette()).config.timeout_keep_alive
     assert kept > (httpx2.Limits().keepalive_expiry or 0) > 0
 
 

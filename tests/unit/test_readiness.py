@@ -20,9 +20,9 @@ from isabella.embedded import Progress, Server, Step
 from isabella.embedded.progress import no_progress
 from isabella.errors import ConfigurationError, EndedWhileStarting, StartFailed
 from isabella.providers.report import Report
-from isabella.server import prepare, run, start
+from isabella.server import prerequisites, services, up
+from isabella.server.options import ServeOptions
 from isabella.server.readiness import Phase, Readiness
-from isabella.server.serving import ServeOptions
 from isabella.system import redaction
 from tests.support.sample_reports import IN_SYNC
 
@@ -115,12 +115,12 @@ def test_a_backend_whose_inside_has_ended_stops(
     redaction.remember(SECRET)
     monkeypatch.chdir(tmp_path)
     inside = Inside(error, after_sync=after_sync)
-    monkeypatch.setattr(run, "_wait_for_letta", inside.wait)
-    monkeypatch.setattr(run, "_sync", inside.sync)
-    monkeypatch.setattr(run, "open_agents", inside.reside)
-    monkeypatch.setattr(start, "_run_server", _serve_a_while)
+    monkeypatch.setattr(services, "_wait_for_letta", inside.wait)
+    monkeypatch.setattr(services, "_sync", inside.sync)
+    monkeypatch.setattr(services, "open_agents", inside.reside)
+    monkeypatch.setattr(up, "_run_server", _serve_a_while)
     environment = {"ISABELLA_HOME": str(tmp_path), "ISABELLA_PORT": "0", "LETTA_BASE_URL": "http://127.0.0.1:9"}
-    assert start.serve(load_settings(environment=environment), inside.options) == 1
+    assert up.serve(load_settings(environment=environment), inside.options) == 1
     said = inside.said[-1]
     assert said.startswith(f"{'Stopped' if after_sync else 'Not started'}: {words}")
     assert SECRET not in said
@@ -148,13 +148,13 @@ def test_the_port_is_the_backend_s_while_letta_starts(tmp_path: Path, monkeypatc
                 other.bind(("127.0.0.1", port))
         another_home = load_settings(environment={}, home=tmp_path / "other", port=port)
         with pytest.raises(ConfigurationError) as error:
-            start.serve(another_home, inside.options)
+            up.serve(another_home, inside.options)
         told.append(error.value)
         raise StartFailed("Enough was seen.")
 
-    monkeypatch.setattr(prepare, "start_embedded", letta_starts)
+    monkeypatch.setattr(prerequisites, "start_embedded", letta_starts)
     with pytest.raises(StartFailed):
-        start.serve(settings, inside.options)
+        up.serve(settings, inside.options)
     assert [error.what for error in told] == [f"Port {port} of 127.0.0.1 cannot be used: Address already in use."]
     assert "ISABELLA_PORT" in str(told[0].remedy)
     assert [answer.status_code for answer in shown] == [503]
@@ -169,13 +169,13 @@ def test_a_letta_that_ends_while_it_starts_is_started_once_more(
     failures = [EndedWhileStarting("Letta 0.16.8 ended while starting.\n    its log") for _ in range(deaths)]
     up = Mock(side_effect=[*failures, "a Letta"])
     monkeypatch.setattr(Server, "up", up)
-    monkeypatch.setattr(prepare, "embedded_connection", lambda _settings, letta: letta)
+    monkeypatch.setattr(prerequisites, "embedded_connection", lambda _settings, letta: letta)
     options = Inside(RuntimeError(), after_sync=False).options
     settings = load_settings(environment={}, home=tmp_path)
     with ExitStack() as stack:
         if deaths < 2:
-            assert str(prepare.start_embedded(settings, Server(tmp_path), options, stack)) == "a Letta"
+            assert str(prerequisites.start_embedded(settings, Server(tmp_path), options, stack)) == "a Letta"
         else:
             with pytest.raises(EndedWhileStarting):
-                prepare.start_embedded(settings, Server(tmp_path), options, stack)
+                prerequisites.start_embedded(settings, Server(tmp_path), options, stack)
     assert up.call_count == min(deaths + 1, 2)

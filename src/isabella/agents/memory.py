@@ -16,7 +16,7 @@ import anyio
 
 from isabella.agents.block_history import BlockHistory, BlockVersion, NoStore, Writing, by_person, digest
 from isabella.agents.embedder import MODELS
-from isabella.agents.nearness import Nearness
+from isabella.agents.relevance import RelevanceFilter
 from isabella.errors import LettaRefused, MemoryChanged, MemoryRefused, MemoryTooLong, MemoryUnknown
 from isabella.letta.client import LettaClient
 from isabella.system import audit
@@ -181,9 +181,9 @@ class CoreMemory:
 class ArchivalMemory:
     """The archival memory of agents. Every method raises `LettaError`."""
 
-    def __init__(self, letta: LettaClient, nearness: Nearness | None = None) -> None:
+    def __init__(self, letta: LettaClient, relevance: RelevanceFilter | None = None) -> None:
         self._letta = letta
-        self._nearness = nearness
+        self._relevance = relevance
 
     async def passages(
         self, agent_id: str, *, limit: int = _PAGE_SIZE, after: str | None = None
@@ -244,8 +244,8 @@ class ArchivalMemory:
         if not query.strip():
             return []
         model = await self._vector_model(agent_id)
-        if model is not None and self._nearness is not None:
-            return await self._judged(agent_id, self._nearness, model, query, limit)
+        if model is not None and self._relevance is not None:
+            return await self._judged(agent_id, self._relevance, model, query, limit)
         return [
             ArchivalPassage(row["id"], row["content"], tuple(row.get("tags") or ()), row.get("timestamp"))
             for row in await self._letta.passages.search(agent_id, query, limit=limit)
@@ -258,10 +258,10 @@ class ArchivalMemory:
         return model if model in MODELS else None
 
     async def _judged(
-        self, agent_id: str, nearness: Nearness, model: str, query: str, limit: int
+        self, agent_id: str, relevance: RelevanceFilter, model: str, query: str, limit: int
     ) -> list[ArchivalPassage]:
         rows = await self._letta.passages.nearest(agent_id, query, limit=limit)
-        near = await nearness.near(model, query, [(row["text"], row.get("embedding") or ()) for row in rows])
+        near = await relevance.relevant(model, query, [(row["text"], row.get("embedding") or ()) for row in rows])
         found = [replace(_passage(row), near=each) for row, each in zip(rows, near, strict=True)]
         return sorted(found, key=lambda passage: not passage.near)
 

@@ -15,9 +15,9 @@ from isabella.agents.embeddings import EmbeddingSetup, address, address_secret, 
 from isabella.agents.history import History
 from isabella.agents.memory import ArchivalMemory, CoreMemory
 from isabella.agents.model_catalog import ModelCatalog
-from isabella.agents.nearness import Nearness
 from isabella.agents.reconcile import EnsureResult
 from isabella.agents.registry import AgentRegistry
+from isabella.agents.relevance import RelevanceFilter
 from isabella.config.settings import Settings
 from isabella.connect import connect
 from isabella.embedded.instance import histories_folder
@@ -81,7 +81,7 @@ async def open_agent_service(
             AgentRegistry(letta, definitions, answer_tokens=settings.answer_tokens),
             models,
             CoreMemory(letta, history=_block_history(settings, connection), find_message=History(letta).find_message),
-            ArchivalMemory(letta, Nearness(embedder.embed)),
+            ArchivalMemory(letta, RelevanceFilter(embedder.embed)),
             History(letta),
             AgentConversations(letta),
             embedder,

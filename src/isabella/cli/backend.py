@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from isabella.config.settings import Settings
     from isabella.letta.client import Connection
     from isabella.providers.report import Report
-    from isabella.server.token import RunningBackend
+    from isabella.server.running_backend import RunningBackend
 
 _DEFAULT_AGENT = "Isabella"
 _SECONDS = 5.0
@@ -41,8 +41,8 @@ def up(
     Without LETTA_BASE_URL this starts the embedded Letta and Postgres, and installs them the first time.
     """
     from isabella.cli.progress import show_progress
-    from isabella.server.serving import ServeOptions
-    from isabella.server.start import serve
+    from isabella.server.options import ServeOptions
+    from isabella.server.up import serve
 
     settings, set_up_logs = service_settings(env_file)
     options = ServeOptions(practice, verify, show_progress, _show_report, print_message, set_up_logs)
@@ -116,7 +116,7 @@ def running_backend(settings: Settings) -> RunningBackend | None:
     """Return the running backend of this home; None if none answers. Raise `UnverifiedPeer` for another process."""
     import httpx2 as httpx
 
-    from isabella.server.token import published_backend
+    from isabella.server.running_backend import published_backend
     from isabella.system.peers import hooks
     from isabella.system.urls import client_options
 
@@ -181,7 +181,7 @@ def _backend_client(settings: Settings, agent: str) -> Iterator[BackendClient]:
             yield client
         return
     from isabella.connect import connect_if_running
-    from isabella.server.run import in_process_backend
+    from isabella.server.services import in_process_backend
 
     connection = anyio.run(connect_if_running, settings)
     with (
@@ -196,8 +196,8 @@ def _backend_client(settings: Settings, agent: str) -> Iterator[BackendClient]:
 def _started_letta(settings: Settings) -> Iterator[Connection]:
     """Run the embedded Letta for one conversation."""
     from isabella.cli.progress import show_progress
-    from isabella.server.run import temporary_letta
-    from isabella.server.serving import ServeOptions
+    from isabella.server.options import ServeOptions
+    from isabella.server.services import temporary_letta
 
     print_message("No backend runs, so Letta is started for this conversation; `isabella up` keeps it running.")
     options = ServeOptions(False, verify=False, progress=show_progress, show=lambda _: None, say=print_message)

@@ -96,7 +96,7 @@ def run(
     It needs ISABELLA_DATABASE_URL (or ISABELLA_POSTGRES_URL), LETTA_API_KEY and LETTA_ENCRYPTION_KEY, or files with
     them. Its own log goes to standard output. It migrates the database first if necessary.
     """
-    from isabella.embedded.foreground import letta_process
+    from isabella.embedded.foreground import prepare_letta
     from isabella.errors import ConfigurationError
     from isabella.system.urls import is_loopback
 
@@ -106,7 +106,7 @@ def run(
             remedy="Give --insecure if only Isabella can reach it, for instance on a private network of containers.",
         )
     settings = configured_settings(env_file, service=True, home=home)
-    letta_process(settings, host, port, release).replace_this_process()
+    prepare_letta(settings, host, port, release).replace_this_process()
 
 
 @app.command()

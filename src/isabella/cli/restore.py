@@ -22,7 +22,7 @@ from isabella.errors import FileUnreadable
 from isabella.gateway import process as gateway
 from isabella.providers.desired import desired_providers
 from isabella.providers.report import Report
-from isabella.server.serving import only_backend
+from isabella.server.running_backend import only_backend
 from isabella.system import files, state
 
 

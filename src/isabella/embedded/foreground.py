@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pydantic import SecretStr
 
 from isabella.config.settings import Settings
-from isabella.embedded import install, program
+from isabella.embedded import install, letta_process
 from isabella.embedded.instance import DEFAULT_RELEASE, InstancePaths, make_private
 from isabella.embedded.own_postgres import OwnPostgres
 from isabella.errors import ConfigurationError, StartFailed
@@ -33,7 +33,7 @@ class ForegroundLetta:
         os.execve(self.command[0], self.command, self.environment)  # noqa: S606
 
 
-def letta_process(settings: Settings, host: str, port: int, release: str = DEFAULT_RELEASE) -> ForegroundLetta:
+def prepare_letta(settings: Settings, host: str, port: int, release: str = DEFAULT_RELEASE) -> ForegroundLetta:
     """Prepare Letta's database and folder, and return the process to run.
 
     Raises:
@@ -51,8 +51,8 @@ def letta_process(settings: Settings, host: str, port: int, release: str = DEFAU
     _refuse_taken_port(host, port)
     for folder in (paths.folder, paths.server_home):
         make_private(folder)
-    program.clear(paths)
-    environment = program.environment(
+    letta_process.clear(paths)
+    environment = letta_process.environment(
         paths,
         port=port,
         database=database.url,
@@ -64,7 +64,7 @@ def letta_process(settings: Settings, host: str, port: int, release: str = DEFAU
         migrate=revision != installation.migration_head,
         tls=database.tls,
     )
-    command = [*program.launch_command(paths), "server", "--secure", "--host", host, "--port", str(port)]
+    command = [*letta_process.launch_command(paths), "server", "--secure", "--host", host, "--port", str(port)]
     # Letta writes files relative to its working directory, and reads a `.env` there.
     os.chdir(paths.server_home)
     return ForegroundLetta(tuple(command), environment)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from isabella.embedded import locking
+from isabella.embedded import file_locks
 from isabella.embedded.instance import LOOPBACK, InstancePaths
 from isabella.embedded.progress import Progress, Step
 from isabella.errors import StartFailed
@@ -51,7 +51,7 @@ def start_on_port(
 
 def _remembered_port(paths: InstancePaths, service: Service, progress: Progress, **known: int) -> int:
     """Return the last port of a service if it is free, else another one; either is remembered for the next start."""
-    with locking.hold(paths.home, paths.ports_lock, progress):
+    with file_locks.hold(paths.home, paths.ports_lock, progress):
         siblings = [ports for path in paths.sibling_ports_files() if (ports := load_ports(path))]
         avoid = {port for ports in siblings for port in (ports.letta, ports.postgres)}
         last = load_ports(paths.ports_file)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from filelock import Timeout
 
-from isabella.embedded import backups, databases, encrypted_columns, locking, postgres
+from isabella.embedded import backups, databases, encrypted_columns, file_locks, postgres
 from isabella.embedded.backups import Backup, BackupPolicy, BackupReason, Contents
 from isabella.embedded.databases import DatabaseAccess
 from isabella.embedded.encrypted_columns import StoredValue
@@ -152,7 +152,7 @@ def _save_former(server: Server, access: DatabaseAccess, progress: Progress) -> 
 def _alone(server: Server, seconds: float = _SECONDS_FOR_LOCK) -> Iterator[None]:
     """Hold the lock of the databases beside Letta's. It is taken before the lock of the instance."""
     paths = server.paths
-    with locking.file_lock(paths.home, paths.lock.with_name(f"{paths.folder.name}-backup.lock")) as lock:
+    with file_locks.file_lock(paths.home, paths.lock.with_name(f"{paths.folder.name}-backup.lock")) as lock:
         try:
             lock.acquire(timeout=seconds)
         except Timeout:

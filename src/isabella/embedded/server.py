@@ -18,14 +18,14 @@ from isabella.embedded import (
     backups,
     child_processes,
     encrypted_columns,
+    file_locks,
     install,
     instance,
     instance_postgres,
     key_rotation,
-    locking,
+    letta_process,
     ports,
     postgres,
-    program,
 )
 from isabella.embedded.backups import BackupPolicy, BackupReason
 from isabella.embedded.databases import DatabaseAccess
@@ -39,9 +39,9 @@ from isabella.embedded.instance import (
     make_private,
 )
 from isabella.embedded.instance_postgres import InstancePostgres, LettaPostgres
+from isabella.embedded.letta_process import ServerRun
 from isabella.embedded.own_postgres import OwnPostgres
 from isabella.embedded.postgres import Postmaster
-from isabella.embedded.program import ServerRun
 from isabella.embedded.progress import Progress, Step, no_progress, step
 from isabella.errors import EmbeddedError, EndedWhileStarting, StartFailed
 from isabella.system import audit, state
@@ -131,7 +131,7 @@ class Server:
         Raises `InstallFailed`, `StartFailed` (also if Letta runs with another master key) or `LockTimeout`.
         """
         with self._locked(progress):
-            run = program.running(self.paths)
+            run = letta_process.running(self.paths)
             if silent is not None and run is not None and run.process == silent and not self._is_healthy(run):
                 silent.stop(grace=_SECONDS_FOR_SILENT)
             letta = self._up(progress)
@@ -261,7 +261,7 @@ class Server:
         finally:
             if not was_running:
                 with self._locked(progress):
-                    if program.running(paths) is None:
+                    if letta_process.running(paths) is None:
                         cluster.stop()
 
     def replace_database(self, replace: Callable[[], None], progress: Progress = no_progress) -> Letta:
@@ -364,7 +364,7 @@ class Server:
             return running
         if isinstance(database, InstancePostgres):
             database.prepare()
-        if program.stop(paths, program.running(paths)):
+        if letta_process.stop(paths, letta_process.running(paths)):
             progress(Step("check", "note", "stopped a Letta that could not be used"))
         if self.own is not None and instance_postgres.stop(paths, progress):
             progress(Step("postgres", "note", "stopped the Postgres of this home; its data stay"))
@@ -381,7 +381,7 @@ class Server:
         def is_migrated() -> bool:
             return installation is not None and _is_migrated(database, installation.migration_head)
 
-        if not program.wait_until_healthy(self.paths, run, database.stays, is_migrated):
+        if not letta_process.wait_until_healthy(self.paths, run, database.stays, is_migrated):
             return None
         if not self._has_passwords():
             return None
@@ -389,7 +389,7 @@ class Server:
 
     def _run_here(self) -> ServerRun | None:
         """Return the Letta of this instance if its process is alive, and its database is the one of the settings."""
-        run = program.running(self.paths)
+        run = letta_process.running(self.paths)
         where = InstancePostgres.where if self.own is None else self.own.where
         return run if run is not None and run.database == where else None
 
@@ -425,7 +425,7 @@ class Server:
         return self.own
 
     def _is_healthy(self, run: ServerRun) -> bool:
-        return program.is_healthy(run, self.release)
+        return letta_process.is_healthy(run, self.release)
 
     def _install(self, progress: Progress) -> str:
         """Return the last migration of the release, which is installed if necessary."""
@@ -433,7 +433,7 @@ class Server:
         installation = self._installed()
         if installation is None:
             make_private(paths.releases)
-            with locking.hold(paths.home, paths.release_lock, progress):
+            with file_locks.hold(paths.home, paths.release_lock, progress):
                 # Another process may have installed it while this one waited for the lock.
                 installation = self._installed()
                 if installation is None:
@@ -452,7 +452,7 @@ class Server:
             key_rotation.store_new_key(paths)
         key = self._key() or (self._new_master_key(database) if self.encrypt else None)
         rekeyed = key is not None and key_rotation.resume(paths, database.client_url, key, progress)
-        last = program.ServerRun.load(paths.run_file)
+        last = letta_process.ServerRun.load(paths.run_file)
         if last is not None and not instance.matches_fingerprint(key, last.key) and not rekeyed:
             progress(
                 Step(
@@ -467,7 +467,7 @@ class Server:
             migrate = not is_migrated()
             if migrate:
                 self._back_up(BackupReason.MIGRATION, database, self.current_keys(), progress)
-            environ = program.environment(
+            environ = letta_process.environment(
                 paths,
                 port=port,
                 database=database.url,
@@ -479,15 +479,15 @@ class Server:
                 migrate=migrate,
                 tls=database.tls,
             )
-            program.clear(paths)
+            letta_process.clear(paths)
             gateway = (LOOPBACK, saved_port(paths.home) or GATEWAY_PORT)
-            run = program.start(paths, port, environ, key, {gateway, *self.kept_ports}, database.where)
+            run = letta_process.start(paths, port, environ, key, {gateway, *self.kept_ports}, database.where)
             if not migrate:
                 progress(Step("migrate", "skipped", f"the database is at {head}"))
             else:
                 with step(progress, "migrate", f"the database to {head}, after Letta's imports"):
                     self._wait_until_migrated(run, is_migrated)
-            program.wait_until_started(paths, run, database.stays)
+            letta_process.wait_until_started(paths, run, database.stays)
             return run
 
         with step(progress, "letta", f"Letta {paths.release}"):
@@ -507,22 +507,22 @@ class Server:
                 backups.create(self.paths, access, keys, policy, reason)
 
     def _wait_until_migrated(self, run: ServerRun, is_migrated: Callable[[], bool]) -> None:
-        if program.wait_until_migrated(run, is_migrated):
+        if letta_process.wait_until_migrated(run, is_migrated):
             return
-        program.stop(self.paths, run)
+        letta_process.stop(self.paths, run)
         log = child_processes.quote_log(self.paths.letta_log)
         raise EndedWhileStarting(f"The database migrations of Letta {self.release} failed. {log}")
 
     def _stop_letta(self, progress: Progress) -> bool:
-        run = program.running(self.paths)
+        run = letta_process.running(self.paths)
         if run is None:
-            return program.stop(self.paths, None)
+            return letta_process.stop(self.paths, None)
         with step(progress, "stop", "Letta"):
-            return program.stop(self.paths, run)
+            return letta_process.stop(self.paths, run)
 
     def _known_keys(self, former: Sequence[SecretStr]) -> list[SecretStr]:
         keys = key_rotation.known_keys(self.paths, *former, self.master_key)
-        last = program.ServerRun.load(self.paths.run_file)
+        last = letta_process.ServerRun.load(self.paths.run_file)
         # Without the last key, no value could be re-encrypted, and all of them would be lost to Letta.
         if last is not None and not any(instance.matches_fingerprint(key, last.key) for key in (None, *keys)):
             raise EmbeddedError(
@@ -574,7 +574,7 @@ class Server:
 
     def _locked(self, progress: Progress) -> AbstractContextManager[None]:
         """Hold the lock of the instance."""
-        return locking.hold(self.paths.home, self.paths.lock, progress)
+        return file_locks.hold(self.paths.home, self.paths.lock, progress)
 
 
 def _is_migrated(database: LettaPostgres, head: str) -> bool:

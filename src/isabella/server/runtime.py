@@ -1,4 +1,4 @@
-"""The services of one running backend, and the lifespans that open and close them."""
+"""What the routes and pages of a running backend share, and the lifespans that open and close its services."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from isabella.server.metrics import Metrics
 from isabella.server.provider_monitor import ProviderMonitor, status_line
 from isabella.server.readiness import Readiness
 from isabella.server.sessions import Sessions
-from isabella.server.starting import NOT_READY
+from isabella.server.startup_app import NOT_READY
 from isabella.system import audit
 from isabella.system.english import english, joined
 from isabella.turns.events import Ended, EndReason, Event, TurnFailed

@@ -14,7 +14,7 @@ from isabella.config.gateway_address import gateway_address
 from isabella.config.settings import Settings
 from isabella.connect import embedded_connection
 from isabella.embedded import Server
-from isabella.embedded.parts import LettaPart, OwnPostgresPart, PostgresPart
+from isabella.embedded.supervised_parts import LettaPart, OwnPostgresPart, PostgresPart
 from isabella.gateway.process import GatewayPart
 from isabella.server.runtime import Runtime
 from isabella.system.english import english

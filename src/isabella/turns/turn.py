@@ -40,9 +40,9 @@ from isabella.turns.agent_cache import AgentCache, AgentRef, Candidate, Temporar
 from isabella.turns.attempt import Attempt, CancelRequest
 from isabella.turns.circuit_breaker import CircuitBreaker
 from isabella.turns.events import Ended, EndReason, ErrorCode, Event, Failover, Held, Opened, Queued, TurnFailed
+from isabella.turns.first_token_timeout import ReadingSpeeds
 from isabella.turns.message import UserMessage
 from isabella.turns.partial_history import CUT_OFF
-from isabella.turns.patience import ReadingSpeeds
 from isabella.turns.queue import Ticket, TicketAbandoned
 from isabella.turns.stream import VendorRefusal, refusal_of, remedy_of
 from isabella.vendors.client import VendorState, VendorStatusBoard

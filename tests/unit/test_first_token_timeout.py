@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from isabella.turns.patience import LONGEST, ReadingSpeeds
+from isabella.turns.first_token_timeout import LONGEST, ReadingSpeeds
 
 HERE = "smol/smollm2"
 

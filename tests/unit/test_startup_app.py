@@ -20,7 +20,7 @@ import pytest
 
 from isabella.server.errors import Problem, answer, openai_error
 from isabella.server.security import POLICY
-from isabella.server.starting import StartingApp, http_server
+from isabella.server.startup_app import StartupApp, http_server
 from isabella.server.static_files import static_url
 from isabella.system.sockets import listening_socket
 
@@ -32,7 +32,7 @@ SECONDS = 30.0
 class Starting:
     """A backend that serves, and whose application is not there yet."""
 
-    app: StartingApp
+    app: StartupApp
     client: httpx.Client
     steps: list[str]
     failures: list[BaseException]
@@ -41,14 +41,14 @@ class Starting:
 
 @contextmanager
 def starting(**options: Any) -> Iterator[Starting]:
-    """Serve a `StartingApp` in a thread. `options` are those of the client."""
+    """Serve a `StartupApp` in a thread. `options` are those of the client."""
     steps, failures = ["Isabella is starting.", "Install: <Letta> 0.16.8."], list[BaseException]()
 
     def fail(error: BaseException) -> None:
         failures.append(error)
         server.should_exit = True
 
-    app = StartingApp(steps, {"isabella.example"}, fail)
+    app = StartupApp(steps, {"isabella.example"}, fail)
     server = http_server(app)
     with closing(listening_socket("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],))

@@ -1,4 +1,4 @@
-"""Starting what a backend needs: practice vendors, the gateway, and the embedded Letta."""
+"""The prerequisites of a backend, and how they start: practice vendors, the gateway, and the embedded Letta."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from isabella.letta.client import Connection, configured_connection
 from isabella.practice import daemon
 from isabella.practice.overlay import left_out, with_practice_vendors
 from isabella.providers.desired import desired_providers
-from isabella.server.serving import ServeOptions
+from isabella.server.options import ServeOptions
 from isabella.system.daemon import HOST
 from isabella.system.sockets import kept_port
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Prerequisites:
     """Everything that the services of a backend need."""
 
     settings: Settings  #: including those of practice vendors
@@ -32,10 +32,10 @@ class Prepared:
     server: Server | None  #: the embedded server; None with a Letta of the operator's own
 
 
-def prepare(
+def start_prerequisites(
     settings: Settings, options: ServeOptions, listener: socket.socket, stack: ExitStack, on_step: Progress
-) -> Prepared:
-    """Start what the backend needs; the callbacks in `stack` stop it."""
+) -> Prerequisites:
+    """Start the prerequisites of a backend; the callbacks in `stack` stop them."""
     options = replace(options, progress=_both(options.progress, on_step))
     # Letta sends texts for embeddings to the backend, and everything to the practice vendors.
     kept: list[tuple[str, int]] = [listener.getsockname()[:2]]
@@ -46,7 +46,7 @@ def prepare(
     if connection is None:
         server = embedded_server(settings, kept_ports=tuple(kept))
         connection = start_embedded(settings, server, options, stack)
-    return Prepared(settings, connection, gateway, server)
+    return Prerequisites(settings, connection, gateway, server)
 
 
 def start_embedded(settings: Settings, server: Server, options: ServeOptions, stack: ExitStack) -> Connection:

@@ -1,4 +1,4 @@
-"""The backend's token, and the file by which other programs of the same `ISABELLA_HOME` find a running backend."""
+"""The running backend of an `ISABELLA_HOME`: its lock, its address, and the token that clients must send."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from pydantic import SecretStr
 
 from isabella.config.settings import Settings
+from isabella.embedded.instance import make_home, make_private
+from isabella.embedded.os_users import postgres_user
 from isabella.errors import ConfigurationError, FileUnreadable
-from isabella.system import state
+from isabella.system import processes, state
 from isabella.system.peers import Peer
 from isabella.system.processes import ChildProcess
 
@@ -25,6 +28,9 @@ ADDRESS_FILE = "backend.json"
 _ADDRESS_FORM = re.compile(r"http://(\[[0-9A-Fa-f:.]+\]|[\w.-]+):\d{1,5}", re.ASCII)
 _TOKEN_FORM = re.compile(f"[!-~]{{{SHORTEST_TOKEN},}}")
 _NEW_TOKEN = "Start the backend again: it makes a new token, and everybody signs in again."  # noqa: S105 - a sentence
+
+#: Wildcard addresses, and the address at which this machine reaches a server bound to them.
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not bound to
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -130,3 +136,48 @@ def published_backend(settings: Settings) -> RunningBackend | None:
         return None
     remedy = "Start it again with `isabella up`; if its port is in use, set another ISABELLA_PORT."
     return RunningBackend(address, token, Peer("the backend", settings.home / ADDRESS_FILE, remedy))
+
+
+def backend_url(host: str, port: int) -> str:
+    """Return the URL at which this machine reaches a server bound to an address."""
+    host = WILDCARDS.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@contextmanager
+def only_backend(settings: Settings) -> Iterator[None]:
+    """Hold the lock of a home's backend while the block runs: a lock of the system, which ends with its process.
+
+    Raises:
+        ConfigurationError: another backend of this home runs, or the lock cannot be used.
+    """
+    home = settings.home.absolute()
+    # The group passes through a home of root's to the database (see `os_users`).
+    user = postgres_user() if settings.letta_base_url is None else None
+    try:
+        make_home(home, group=user.gid if user else None)
+        make_private(home / "locks")
+        state.make_way(home / "locks" / "backend.lock")
+        lock = FileLock(home / "locks" / "backend.lock", mode=0o600)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigurationError(
+            f"Isabella already runs on {home}{_running_at(home)}.",
+            remedy="Use that one or stop it; for a second one, set ISABELLA_HOME to another folder.",
+        ) from None
+    except OSError as error:
+        raise ConfigurationError(
+            f"{error.filename or home}: cannot be used: {state.why(error)}.", remedy="Correct ISABELLA_HOME."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _running_at(home: Path) -> str:
+    """Return the address of the running backend as the end of a sentence; a phrase for one that is starting."""
+    process, address = processes.load(home / ADDRESS_FILE), published_address(home)
+    if process is None or address is None or not process.is_running():
+        return ", and is starting or stopping"
+    return f" at {address} (process {process.pid})"

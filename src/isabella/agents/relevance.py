@@ -67,14 +67,14 @@ _OTHER_THINGS = (
 )
 
 
-class Nearness:
+class RelevanceFilter:
     """Decides which passages are near to a query, by their vectors and their words."""
 
     def __init__(self, embed: Embed) -> None:
         self._embed = embed
         self._others: dict[str, Sequence[Vector]] = {}
 
-    async def near(self, model: str, query: str, passages: Sequence[tuple[str, Vector]]) -> list[bool]:
+    async def relevant(self, model: str, query: str, passages: Sequence[tuple[str, Vector]]) -> list[bool]:
         """Return whether each passage, given as its text and its vector of this model, is near to the query.
 
         Raises what `embed` raises.

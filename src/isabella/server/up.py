@@ -18,18 +18,18 @@ from uvicorn import Server as HttpServer
 
 from isabella.config.settings import Settings
 from isabella.errors import ConfigurationError
-from isabella.server.serving import ServeOptions, backend_url, only_backend
-from isabella.server.starting import FIRST_STEP, StartingApp, http_server
-from isabella.server.token import address_published, check_address, ensure_token
+from isabella.server.options import ServeOptions
+from isabella.server.running_backend import address_published, backend_url, check_address, ensure_token, only_backend
+from isabella.server.startup_app import FIRST_STEP, StartupApp, http_server
 from isabella.system.processes import interrupt_on_sigterm
 from isabella.system.sockets import listening_socket
 from isabella.system.terminal import messages_are_json
 
 if TYPE_CHECKING:
     from isabella.embedded import Step
-    from isabella.server.prepare import Prepared
-    from isabella.server.run import Services
-    from isabella.server.token import Token
+    from isabella.server.prerequisites import Prerequisites
+    from isabella.server.running_backend import Token
+    from isabella.server.services import Services
 
 
 def serve(settings: Settings, options: ServeOptions) -> int:
@@ -46,10 +46,10 @@ def serve(settings: Settings, options: ServeOptions) -> int:
         backend = _Backend(settings, options, listener)
         # Left before Letta is stopped: the callbacks of the stack come later.
         with backend.served() as token:
-            from isabella.server.prepare import prepare
+            from isabella.server.prerequisites import start_prerequisites
 
             backend.load(token)
-            backend.go_on(prepare(settings, options, listener, stack, backend.on_step))
+            backend.go_on(start_prerequisites(settings, options, listener, stack, backend.on_step))
             try:
                 backend.wait()
             except KeyboardInterrupt:
@@ -80,9 +80,9 @@ class _Backend:
         self._options = options
         self._listener = listener
         self._steps = [FIRST_STEP]
-        self._prepared: Future[Prepared] = Future()
+        self._prerequisites: Future[Prerequisites] = Future()
         self._services: Services | None = None
-        self._app = StartingApp(self._steps, settings.host_names, self._fail)
+        self._app = StartupApp(self._steps, settings.host_names, self._fail)
         self._server = http_server(self._app)
         self._thread = threading.Thread(target=self._run, name="backend", daemon=True)
         self._errors: list[BaseException] = []
@@ -105,7 +105,7 @@ class _Backend:
                 _show_login(self._options, self._address, token)
                 yield token
             finally:
-                self._prepared.cancel()
+                self._prerequisites.cancel()
                 self._stop()
                 try:
                     self._thread.join()
@@ -124,10 +124,10 @@ class _Backend:
         elif event.state == "done" and self._steps:
             self._steps.pop()
 
-    def go_on(self, prepared: Prepared) -> None:
+    def go_on(self, prerequisites: Prerequisites) -> None:
         """Open the services."""
         self._steps.clear()
-        self._prepared.set_result(prepared)
+        self._prerequisites.set_result(prerequisites)
 
     def wait(self) -> None:
         """Wait until the backend ends. Raises `KeyboardInterrupt` at a signal, or the error that ended the server."""
@@ -139,11 +139,11 @@ class _Backend:
         if not self._app.loaded.set_running_or_notify_cancel():
             return
         try:
-            from isabella.server.run import Services
+            from isabella.server.services import Services
 
             bound = self._listener.getsockname()[:2]
             self._services = Services(self._settings, self._options, token.secret, bound, self._steps)
-            self._app.loaded.set_result(self._services.application(self._prepared, self._stop))
+            self._app.loaded.set_result(self._services.application(self._prerequisites, self._stop))
         except BaseException as error:  # noqa: BLE001 - raised by `wait`
             self._app.loaded.set_exception(error)
 

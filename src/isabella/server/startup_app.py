@@ -62,7 +62,7 @@ class _Answer:
         return [(name.lower().encode(), value.encode()) for name, value in every.items()]
 
 
-class StartingApp:
+class StartupApp:
     """The ASGI application of a backend from its first moment.
 
     Args:

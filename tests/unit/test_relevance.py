@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import anyio
 import pytest
 
-from isabella.agents.nearness import Nearness, has_words
+from isabella.agents.relevance import RelevanceFilter, has_words
 
 DIMENSIONS = 64
 
@@ -50,7 +50,7 @@ def test_what_stands_out_is_near_whatever_the_model(common: float) -> None:
     """Of two passages only the related one is near, also if all texts of the model are alike."""
     model = Model(common)
     passages = [(text, model.vector(text)) for text in ("Rex likes the beach.", "The boiler was repaired.")]
-    near = anyio.run(Nearness(model.embed).near, "m", "my dog", passages)
+    near = anyio.run(RelevanceFilter(model.embed).relevant, "m", "my dog", passages)
     assert near == [True, False]
 
 
@@ -58,16 +58,16 @@ def test_a_passage_with_the_words_is_near() -> None:
     """Even if its vector says nothing."""
     model = Model(0.3)
     passages = [("The boiler was repaired in May.", [0.0] * DIMENSIONS)]
-    assert anyio.run(Nearness(model.embed).near, "m", "BOILER may", passages) == [True]
+    assert anyio.run(RelevanceFilter(model.embed).relevant, "m", "BOILER may", passages) == [True]
 
 
 def test_the_texts_to_compare_with_are_embedded_once() -> None:
     """A second search asks for the vector of its query only, and vectors that Letta padded are understood."""
     model = Model(0.3)
-    nearness = Nearness(model.embed)
+    relevance = RelevanceFilter(model.embed)
     passage = ("Rex likes the beach.", [*model.vector("Rex"), *[0.0] * 100])
     for query in ("my dog", "a dog"):
-        assert anyio.run(nearness.near, "m", query, [passage]) == [True]
+        assert anyio.run(relevance.relevant, "m", query, [passage]) == [True]
     assert [len(texts) for texts in model.asked] == [36, 1, 1]
 
 

@@ -14,8 +14,14 @@ from pydantic import SecretStr
 from isabella.config.settings import Settings, load_settings
 from isabella.errors import ConfigurationError
 from isabella.server.auth import is_token
-from isabella.server.serving import only_backend
-from isabella.server.token import address_published, check_address, ensure_token, published_address, stored_token
+from isabella.server.running_backend import (
+    address_published,
+    check_address,
+    ensure_token,
+    only_backend,
+    published_address,
+    stored_token,
+)
 from isabella.system.redaction import redact
 
 
@@ -81,8 +87,8 @@ _BACKEND = """
 import sys
 from pathlib import Path
 from isabella.config.settings import load_settings
-from isabella.server.serving import only_backend
-from isabella.server.token import address_published
+from isabella.server.running_backend import only_backend
+from isabella.server.running_backend import address_published
 
 home = Path(sys.argv[1])
 with only_backend(load_settings(environment={}, home=home, letta_base_url="http://127.0.0.1:9")):

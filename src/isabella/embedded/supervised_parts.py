@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from isabella.embedded import program
+from isabella.embedded import letta_process
 from isabella.embedded.own_postgres import OwnPostgres
 from isabella.embedded.server import Server
 from isabella.system.english import english
@@ -72,13 +72,13 @@ class LettaPart:
 
     def look(self) -> Sight:
         """Look at its process."""
-        run = program.running(self.server.paths)
+        run = letta_process.running(self.server.paths)
         return sight_of(self.name, None if run is None else run.process, self.server)
 
     def answers(self) -> bool:
         """Ask for its health."""
-        run = program.running(self.server.paths)
-        return run is not None and program.is_healthy(run, self.server.release, timeout=_SECONDS)
+        run = letta_process.running(self.server.paths)
+        return run is not None and letta_process.is_healthy(run, self.server.release, timeout=_SECONDS)
 
     def start(self, silent: ChildProcess | None) -> None:
         """Start it, after the end of a process that still does not answer."""

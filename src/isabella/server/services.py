@@ -1,4 +1,4 @@
-"""The services of a backend: for `isabella up`, when everything is prepared, or in the process of `isabella chat`."""
+"""The services of a backend: for `isabella up`, once its prerequisites run, or in the process of `isabella chat`."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from isabella.providers.report import Report
 from isabella.server.app import create_app
 from isabella.server.gateway_monitor import run_gateway_monitor
 from isabella.server.nightly_backups import run_nightly_backups
-from isabella.server.prepare import Prepared, start_embedded, start_gateway
+from isabella.server.options import ServeOptions
+from isabella.server.prerequisites import Prerequisites, start_embedded, start_gateway
 from isabella.server.readiness import Phase
+from isabella.server.running_backend import LOOPBACK, WILDCARDS, backend_url, only_backend
 from isabella.server.runtime import Runtime, open_agents, open_turns, run_reflection, run_watcher
-from isabella.server.serving import WILDCARDS, ServeOptions, backend_url, only_backend
 from isabella.server.sessions import Sessions
-from isabella.server.starting import http_server
+from isabella.server.startup_app import http_server
 from isabella.server.supervised import Supervised, repeat_after_outage, run_supervisor
-from isabella.server.token import LOOPBACK
 from isabella.server.window_follower import run_window_follower
 from isabella.system import tracing
 from isabella.system.processes import interrupt_on_sigterm
@@ -51,7 +51,7 @@ _STOP_SECONDS = 15.0
 
 
 class Services:
-    """The services of a backend, which open when everything is prepared.
+    """The services of a backend, which open once its prerequisites run.
 
     Args:
         settings: the settings of the start.
@@ -76,31 +76,31 @@ class Services:
         """Whether the backend has failed."""
         return self._runtime.readiness.phase is Phase.FAILED
 
-    def application(self, prepared: Future[Prepared], stop: Callable[[], None]) -> FastAPI:
+    def application(self, prerequisites: Future[Prerequisites], stop: Callable[[], None]) -> FastAPI:
         """Return the application, which opens the services; `stop` stops its server if they fail."""
 
         async def start() -> None:
-            await self._start(await asyncio.wrap_future(prepared), stop)
+            await self._start(await asyncio.wrap_future(prerequisites), stop)
 
         settings = self._runtime.start_settings
         tracing.configure("isabella", {} if settings is None else settings.sources.dotenv)
         return create_app(self._runtime, start)
 
-    async def _start(self, prepared: Prepared, stop: Callable[[], None]) -> None:
-        runtime, supervised = self._runtime, Supervised.of(prepared.server, prepared.gateway)
-        runtime.start_settings, runtime.start_connection = prepared.settings, prepared.connection
+    async def _start(self, prerequisites: Prerequisites, stop: Callable[[], None]) -> None:
+        runtime, supervised = self._runtime, Supervised.of(prerequisites.server, prerequisites.gateway)
+        runtime.start_settings, runtime.start_connection = prerequisites.settings, prerequisites.connection
         served = anyio.Event()
-        remove_leftovers(prepared.connection.home)
+        remove_leftovers(prerequisites.connection.home)
 
         async def run_services() -> None:
-            await self._run_services(prepared, served, stop)
+            await self._run_services(prerequisites, served, stop)
 
         try:
-            async with run_supervisor(runtime, supervised, prepared.settings):
+            async with run_supervisor(runtime, supervised, prerequisites.settings):
                 await repeat_after_outage(
                     supervised.supervisor,
                     run_services,
-                    seconds=prepared.settings.turn_wait,
+                    seconds=prerequisites.settings.turn_wait,
                     until=served.is_set,
                 )
         except Exception as error:  # noqa: BLE001 - a backend whose services have ended must not go on answering
@@ -109,9 +109,11 @@ class Services:
             self._options.say(f"{'Stopped' if readiness.report else 'Not started'}: {readiness.error}")
             stop()
 
-    async def _run_services(self, prepared: Prepared, served: anyio.Event, stop: Callable[[], None]) -> None:
-        runtime, settings, options = self._runtime, prepared.settings, self._options
-        readiness, connection = runtime.readiness, runtime.start_connection or prepared.connection
+    async def _run_services(
+        self, prerequisites: Prerequisites, served: anyio.Event, stop: Callable[[], None]
+    ) -> None:
+        runtime, settings, options = self._runtime, prerequisites.settings, self._options
+        readiness, connection = runtime.readiness, runtime.start_connection or prerequisites.connection
         readiness.phase, readiness.error, readiness.opened = Phase.STARTING, None, False
         several = settings.several_backends
         async with open_locks(connection.database_url, patience=settings.gate_timeout, several=several) as locks:
@@ -137,7 +139,7 @@ class Services:
                     on_event=runtime.on_watch_event,
                 ) as runtime.watcher,
                 run_gateway_monitor(runtime, turn_service),
-                run_nightly_backups(runtime, settings, prepared.server),
+                run_nightly_backups(runtime, settings, prerequisites.server),
             ):
                 readiness.opened = True
                 served.set()

@@ -12,7 +12,10 @@ class IsabellaError(Exception):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        return self.what if self.remedy is None else f"{self.what} {self.remedy}"
+        if self.remedy is None:
+            return self.what
+        between = "\n" if "\n" in self.what else " "  # lines of a log, for instance
+        return f"{self.what}{between}{self.remedy}"
 
 
 class ConfigurationError(IsabellaError):
@@ -159,8 +162,8 @@ class VectorsUnavailable(IsabellaError):
 class VectorsRefused(IsabellaError):
     """A vendor refused to make embeddings, with an HTTP status and perhaps its `Retry-After`."""
 
-    def __init__(self, what: str, *, status: int, retry_after: str | None = None) -> None:
-        super().__init__(what)
+    def __init__(self, what: str, *, status: int, retry_after: str | None = None, remedy: str | None = None) -> None:
+        super().__init__(what, remedy=remedy)
         self.status = status
         self.wait = retry_after
 

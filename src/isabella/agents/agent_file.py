@@ -123,9 +123,17 @@ def _read(document: Any) -> AgentFile:
     )
 
 
+def too_large() -> AgentFileRefused:
+    """Return the error about a file of more than `LARGEST_FILE` bytes."""
+    return AgentFileRefused(
+        f"The file is larger than {LARGEST_FILE // 1024 // 1024} MB.",
+        remedy="Remove older messages from it, and import it again.",
+    )
+
+
 def _document(text: str | bytes) -> Any:
     if len(text) > LARGEST_FILE:
-        raise AgentFileRefused(f"The file is larger than {LARGEST_FILE // 1024 // 1024} MB.")
+        raise too_large()
     try:
         document = json.loads(text, parse_constant=_no_constant)
         # Letta also accepts a JSON string that contains the JSON.

@@ -259,7 +259,7 @@ def _valid_name(name: str) -> str:
 
 def _refuse_default(id: str, why: str) -> None:
     if id == DEFAULT:
-        raise ConversationRefused(why)
+        raise ConversationRefused(why, remedy=english("Begin another conversation for this."))
 
 
 def _unknown(id: str) -> ConversationUnknown:

@@ -18,6 +18,7 @@ from isabella.system import files
 NAME_PATTERN = r"^[\w'\-]([\w '\-]{0,98}[\w'\-])?$"
 NAME = re.compile(NAME_PATTERN)
 
+_CORRECT = "Correct it there; docs/agents.md describes the file."
 _HANDLE = re.compile(r"[^\s/]+(/\S+)?")
 
 
@@ -97,7 +98,7 @@ def parse(text: str, source: str) -> tuple[AgentDefinition, ...]:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         what = str(error).replace("at end of document", f"at line {len(text.splitlines()) or 1}, the last one")
-        raise ConfigurationError(f"{source}: not valid TOML: {what}.") from None
+        raise ConfigurationError(f"{source}: not valid TOML: {what}.", remedy=_CORRECT) from None
     places = _Places(text)
     entries = document.pop("agents", [])
     if document:
@@ -123,7 +124,8 @@ def _definition(source: str, places: _Places, index: int, entry: dict[str, Any])
         what = problem["msg"].removeprefix("Value error, ")
         loc = problem["loc"]
         where = ".".join(str(part) for part in loc if not isinstance(part, int))
-        raise ConfigurationError(f"{source}, line {places.of(index, loc)}: {where}: {what}.") from None
+        what = f"{source}, line {places.of(index, loc)}: {where}: {what}."
+        raise ConfigurationError(what, remedy=_CORRECT) from None
 
 
 def _check_together(source: str, places: _Places, definitions: tuple[AgentDefinition, ...]) -> None:
@@ -131,7 +133,7 @@ def _check_together(source: str, places: _Places, definitions: tuple[AgentDefini
     for index, agent in enumerate(definitions):
         problem = _problem(agent, definitions[:index], {other.id: other for other in definitions})
         if problem is not None:
-            raise ConfigurationError(f"{source}, line {places.of(index, ())}: {problem}.")
+            raise ConfigurationError(f"{source}, line {places.of(index, ())}: {problem}.", remedy=_CORRECT)
 
 
 def _problem(

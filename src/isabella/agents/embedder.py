@@ -24,6 +24,9 @@ _BATCH = 64  # texts per request to Mistral
 _LONGEST_DETAIL = 200
 _KEPT, _LONGEST_KEPT = 128, 1000  # how many vectors are kept, and of how long texts at most
 
+_NEEDS_KEY = english("Put one into MISTRAL_API_KEY.")
+_LATER = english("Try again later; `isabella doctor` checks the vendor.")
+
 Vector = Sequence[float]
 
 
@@ -56,17 +59,21 @@ class Embedder:
         if model == embeddings.MODEL:
             if not embeddings.local_model_installed():
                 raise VectorsUnavailable(
-                    english("The local model is not installed any more: isabella[local-embeddings]."), source="local"
+                    english("The local model is not installed any more."),
+                    source="local",
+                    remedy=english("Install isabella[local-embeddings], and start the backend again."),
                 )
             return await anyio.to_thread.run_sync(embeddings.embed_locally, texts)
         provider = mistral_source(self._models.providers)
         if provider is None:
-            raise _unavailable(english("Mistral has no key any more; this agent's embeddings are Mistral's."))
+            raise _unavailable(
+                english("Mistral has no key any more; this agent's embeddings are Mistral's."), _NEEDS_KEY
+            )
         return await self._from_mistral(provider, texts)
 
     async def _from_mistral(self, provider: Desired, texts: list[str]) -> list[Vector]:
         if provider.key is None:
-            raise _unavailable(english("Mistral has no key."))
+            raise _unavailable(english("Mistral has no key."), _NEEDS_KEY)
         headers = {"Authorization": f"Bearer {provider.key.get_secret_value()}"}
         vectors: list[Vector] = []
         async with httpx.AsyncClient(timeout=self._timeout, **client_options(provider.reached_at)) as client:
@@ -90,8 +97,8 @@ class Embedder:
         return vectors
 
 
-def _unavailable(what: str) -> VectorsUnavailable:
-    return VectorsUnavailable(what, source="mistral")
+def _unavailable(what: str, remedy: str = _LATER) -> VectorsUnavailable:
+    return VectorsUnavailable(what, source="mistral", remedy=remedy)
 
 
 def _refused(response: httpx.Response) -> VectorsRefused:
@@ -100,4 +107,6 @@ def _refused(response: httpx.Response) -> VectorsRefused:
         status=response.status_code,
         why=redact(response.text)[:_LONGEST_DETAIL],
     )
-    return VectorsRefused(what, status=response.status_code, retry_after=response.headers.get("retry-after"))
+    return VectorsRefused(
+        what, status=response.status_code, retry_after=response.headers.get("retry-after"), remedy=_LATER
+    )

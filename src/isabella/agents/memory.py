@@ -128,7 +128,8 @@ class CoreMemory:
                     "The version %(number)s of the memory block %(label)s is not kept.",
                     number=number,
                     label=repr(label),
-                )
+                ),
+                remedy=english("Choose one of those that the block's history lists."),
             )
         return await self.write(agent_id, label, version.value, seen=seen, restored=number)
 
@@ -215,7 +216,7 @@ class ArchivalMemory:
         for part in (text, *tags):
             check_text(part)
         if not text.strip():
-            raise MemoryRefused(english("A passage cannot be empty."))
+            raise MemoryRefused(english("A passage cannot be empty."), remedy=english("Give it a text."))
         try:
             return _passage(await self._letta.passages.add(agent_id, text, tags=tags, created_at=created_at))
         except LettaRefused as refused:
@@ -231,7 +232,8 @@ class ArchivalMemory:
         """Delete a passage of this agent; `MemoryUnknown` if it has no such passage."""
         if not await self._letta.passages.delete(agent_id, passage_id):
             raise MemoryUnknown(
-                english("There is no passage %(id)s in this agent's archival memory.", id=repr(passage_id[:100]))
+                english("There is no passage %(id)s in this agent's archival memory.", id=repr(passage_id[:100])),
+                remedy=english("It may have been deleted: list the passages again."),
             )
 
     async def search(self, agent_id: str, query: str, *, limit: int = 10) -> list[ArchivalPassage]:
@@ -293,7 +295,7 @@ async def unless_unknown(reading: Awaitable[Result], message: str) -> Result:
         return await reading
     except LettaRefused as refused:
         if refused.status in (404, 422):
-            raise MemoryUnknown(message) from None
+            raise MemoryUnknown(message, remedy=english("It may have been deleted: load the list again.")) from None
         raise
 
 

@@ -115,7 +115,7 @@ class ModelCatalog:
             return await self._bind(handle, window)
         except ModelUnknown as error:
             handles = tuple(await self.handles())
-            remedy = f"{error.remedy or ''} {_offer(handles)}".strip()
+            remedy = joined([*filter(None, [error.remedy]), _offer(handles)])
             raise ModelUnknown(error.what, handles=handles, remedy=remedy) from None
 
     async def handles(self) -> list[str]:
@@ -211,7 +211,8 @@ class ModelCatalog:
             )
         if provider.key is None:
             raise ModelUnknown(
-                english("%(name)s has no key: %(key_source)s.", name=name, key_source=provider.key_source)
+                english("%(name)s has no key: %(key_source)s.", name=name, key_source=provider.key_source),
+                remedy=english("Put one into %(variable)s.", variable=provider.vendor.api_key_env),
             )
         answer = await self._answer(provider)
         if answer.verdict is KeyVerdict.REFUSED:
@@ -226,7 +227,8 @@ class ModelCatalog:
         silent = answer.verdict is not KeyVerdict.ACCEPTED
         if silent and not (unasked or answer.verdict is KeyVerdict.RATE_LIMITED):
             raise ModelUnknown(
-                english("%(title)s cannot answer now (%(said)s).", title=provider.vendor.title, said=answer.said)
+                english("%(title)s cannot answer now (%(said)s).", title=provider.vendor.title, said=answer.said),
+                remedy=english("Try again later."),
             )
         windows = _fit(provider.vendor, answer)
         model = model or next(iter(ordered_models(provider.vendor, answer)), "")
@@ -335,7 +337,7 @@ def _fit(vendor: Vendor, answer: VendorAnswer) -> dict[str, int | None]:
 
 def _offer(handles: Sequence[str]) -> str:
     if not handles:
-        return english("No other handle would work now.")
+        return english("No other handle would work now; `isabella doctor` says why.")
     # One handle of each vendor is more useful than all of one.
     first = {handle.partition("/")[0]: handle for handle in reversed(handles)}
     shown = list(dict.fromkeys([*reversed(first.values()), *handles]))[:_HANDLES_SHOWN]

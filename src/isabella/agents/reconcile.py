@@ -197,7 +197,8 @@ class _Ensure:
                     "%(name)s reflects on %(other)s, which is not there.",
                     name=definition.name,
                     other=definition.reflects_on,
-                )
+                ),
+                remedy=english("Define that agent too, or remove `reflects_on` from the agents file."),
             )
         labels = other.definition.shared_labels
         return {label: id for label, id in other.blocks.items() if label in labels}

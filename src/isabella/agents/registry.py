@@ -174,7 +174,10 @@ class AgentRegistry:
             return self._record(await self.letta.agents.get(agent_id, relations=RELATIONS))
         except LettaRefused as refused:
             if refused.status in (404, 422):
-                raise AgentUnknown(english("There is no agent %(agent_id)s any more.", agent_id=agent_id)) from None
+                raise AgentUnknown(
+                    english("There is no agent %(agent_id)s any more.", agent_id=agent_id),
+                    remedy=english("`isabella agents list` shows those that there are."),
+                ) from None
             raise
 
     async def check_name(self, name: str, *, of: str | None = None) -> None:

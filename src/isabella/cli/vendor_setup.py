@@ -81,7 +81,8 @@ def _address(settings: Settings, vendor: Vendor, base_url: str | None) -> str:
     try:
         return with_path(http_address(base_url), vendor)
     except ValueError as error:
-        raise ConfigurationError(f"The base URL cannot be used: {error}.") from None
+        remedy = f"Give one such as {vendor.base_url}."
+        raise ConfigurationError(f"The base URL cannot be used: {error}.", remedy=remedy) from None
 
 
 def _given_key(settings: Settings, vendor: Vendor, *, key_stdin: bool) -> SecretStr | None:
@@ -149,8 +150,8 @@ def _cleaned(vendor: Vendor, text: str) -> SecretStr:
     try:
         cleaned = clean_key(text)
     except KeyRefused as refused:
-        page = f" Get one from {vendor.keys_page}." if vendor.keys_page else ""
-        raise ConfigurationError(f"This cannot be a key of {vendor.title}: {refused}.{page}") from None
+        remedy = f"Copy it again{f' from {vendor.keys_page}' if vendor.keys_page else ''}."
+        raise ConfigurationError(f"This cannot be a key of {vendor.title}: {refused}.", remedy=remedy) from None
     redaction.remember(cleaned.value)
     other = vendor_of_prefix(cleaned.value)
     if other is not None and vendor.key_prefix != other.key_prefix:

@@ -137,7 +137,10 @@ def remove(name: Name, env_file: EnvFile = None) -> None:
         raise ConfigurationError(f"{vendor.title} is declared in {settings.config_file}.", remedy=remedy)
     there = [variable for variable in vendor.variables if variable in sources.dotenv]
     if not there:
-        raise ConfigurationError(f"{sources.file} has nothing of {vendor.title}: {one.key_source}.")
+        raise ConfigurationError(
+            f"{sources.file} has nothing of {vendor.title}: {one.key_source}.",
+            remedy=f"If {' or '.join(vendor.variables)} is set elsewhere, remove it there.",
+        )
     set_variables(sources.file, dict.fromkeys(there), home=settings.home)
     typer.echo(f"Removed from {sources.file}: {', '.join(there)}.")
     if vendor.api_key_keyring_env in there:

@@ -17,6 +17,7 @@ from isabella.system import files
 from isabella.system.english import english, joined
 from isabella.system.redaction import KNOWN_PREFIXES
 
+_CORRECT = english("Correct it there; docs/vendors.md describes the file.")
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 
 
@@ -88,7 +89,9 @@ def declared_vendors(path: Path) -> tuple[Vendor, ...]:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         what = str(error).replace("at end of document", f"at line {len(text.splitlines()) or 1}, the last one")
-        raise ConfigurationError(english("%(path)s: not valid TOML: %(what)s.", path=path, what=what)) from None
+        raise ConfigurationError(
+            english("%(path)s: not valid TOML: %(what)s.", path=path, what=what), remedy=_CORRECT
+        ) from None
     entries = document.pop("providers", [])
     if document:
         unknown = next(iter(document))
@@ -127,7 +130,8 @@ def _vendor(path: Path, line: int, entry: dict[str, Any]) -> Vendor:
                 path=path,
                 line=str(line),
                 what=_problem(error),
-            )
+            ),
+            remedy=_CORRECT,
         ) from None
 
 
@@ -139,7 +143,8 @@ def custom_vendor(path: Path, *, name: str, base_url: str) -> Vendor:
     try:
         return _of(_Declaration(name=name, base_url=base_url))
     except ValidationError as error:
-        raise ConfigurationError(f"{path} cannot declare {name!r}: {_problem(error)}.") from None
+        remedy = "Give another name or base URL."
+        raise ConfigurationError(f"{path} cannot declare {name!r}: {_problem(error)}.", remedy=remedy) from None
 
 
 def _problem(error: ValidationError) -> str:

@@ -309,7 +309,8 @@ def load_settings(
             problems.append(
                 english("%(name)s (%(place)s): %(what)s", name=name, place=place, what=what_is_wrong(problem))
             )
-        raise ConfigurationError(joined(problems, "; ")) from None
+        remedy = english("Correct it there, or remove it to use the default.")
+        raise ConfigurationError(joined(problems, "; "), remedy=remedy) from None
 
 
 def what_is_wrong(problem: ErrorDetails) -> str:

@@ -167,7 +167,8 @@ def _read(connection: Connection[Any]) -> list[StoredValue]:
     for table, columns, all_columns in connection.execute(_COLUMNS).fetchall():
         if "id" not in all_columns:
             raise EmbeddedError(
-                f"Letta's table {table} has encrypted values, but no column `id`: Isabella cannot re-encrypt it."
+                f"Letta's table {table} has encrypted values, but no column `id`: Isabella cannot re-encrypt it.",
+                remedy="Use a release of Letta that is known to work: docs/compatibility.md lists them.",
             )
         name_column = next((name for name in _NAME_COLUMNS if name in all_columns), "id")
         query = sql.SQL("SELECT id, {}, {} FROM {} ORDER BY id").format(

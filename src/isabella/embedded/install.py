@@ -209,7 +209,10 @@ def migration_head(versions: Path) -> str:
         followed.update(before if isinstance(before, tuple | list) else [before])
     heads = revisions - followed - {None}
     if len(heads) != 1:
-        raise InstallFailed(f"The migrations in {versions} should have one head, but have {len(heads)}.")
+        raise InstallFailed(
+            f"The migrations in {versions} should have one head, but have {len(heads)}.",
+            remedy="Install a release that is known to work: docs/compatibility.md lists them.",
+        )
     return str(heads.pop())
 
 

@@ -28,6 +28,8 @@ _CONFINE, _LAUNCHER = (Path(__file__).with_name(name) for name in ("confine.py",
 _INSTANCE_OPTION = "--instance"
 # As in launch.py, which runs in Letta's environment.
 _MIGRATIONS_URL, _MIGRATIONS_TLS = "ISABELLA_MIGRATIONS_URL", "ISABELLA_MIGRATIONS_TLS"
+#: The remedy of an error that quotes the log of Letta.
+AFTER_LOG = "Correct the cause that the log shows, then repeat the command."
 SECONDS_TO_START = 300.0  # the imports alone take ten seconds, and far longer on a small machine with a cold disk
 _SECONDS_TO_STOP = 15.0
 #: A server that hangs uses less of a processor than this in so many seconds. One that starts is never idle.
@@ -179,10 +181,11 @@ def wait_until_started(paths: InstancePaths, run: ServerRun, has_database: Calla
     stop(paths, run)
     log = child_processes.quote_log(paths.letta_log)
     if ended:
-        raise EndedWhileStarting(f"Letta {paths.release} ended while starting. {log}")
+        raise EndedWhileStarting(f"Letta {paths.release} ended while starting. {log}", remedy=AFTER_LOG)
     raise EndedWhileStarting(
         f"Letta {paths.release} stopped starting: it did nothing for {_IDLE_SECONDS:.0f} s, or did not answer within "
-        f"{SECONDS_TO_START:.0f} s. {log}"
+        f"{SECONDS_TO_START:.0f} s. {log}",
+        remedy=AFTER_LOG,
     )
 
 

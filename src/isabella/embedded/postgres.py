@@ -188,7 +188,10 @@ class Cluster:
             )
             postmaster = self.running()
             if postmaster is None:
-                raise StartFailed(f"Postgres ended right after its start. {child_processes.quote_log(self.log)}")
+                raise StartFailed(
+                    f"Postgres ended right after its start. {child_processes.quote_log(self.log)}",
+                    remedy="Correct the cause that the log shows, then repeat the command.",
+                )
         except StartFailed as error:
             # One that did not start in time goes on.
             if (late := self.running()) is not None:

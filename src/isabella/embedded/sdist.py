@@ -89,7 +89,8 @@ def unpack(archive: Path, folder: Path, release: str) -> Path:
     missing = [name for name in ("uv.lock", "alembic.ini", "pyproject.toml") if not (tree / name).is_file()]
     if missing:
         raise InstallFailed(
-            f"The source distribution of Letta {release} lacks {', '.join(missing)}; Isabella cannot run it."
+            f"The source distribution of Letta {release} lacks {', '.join(missing)}; Isabella cannot run it.",
+            remedy=f"Releases known to work: {', '.join(pinned_hashes())}.",
         )
     return tree
 
@@ -131,7 +132,10 @@ def _from_index(release: str, folder: Path, index: str) -> tuple[Path, str | Non
                 for block in stream.iter_bytes():
                     target.write(block)
                     if target.tell() > _MOST_BYTES:
-                        raise InstallFailed(f"The source distribution of Letta {release} is larger than 100 MiB.")
+                        raise InstallFailed(
+                            f"The source distribution of Letta {release} on {shown} is larger than 100 MiB.",
+                            remedy=f"Check the package index {shown}: the distributions of Letta are far smaller.",
+                        )
             return path, file.get("hashes", {}).get("sha256")
     except httpx2.HTTPStatusError as error:
         raise IndexUnusable(f"{shown} answered {error.response.status_code}") from error

@@ -511,7 +511,9 @@ class Server:
             return
         letta_process.stop(self.paths, run)
         log = child_processes.quote_log(self.paths.letta_log)
-        raise EndedWhileStarting(f"The database migrations of Letta {self.release} failed. {log}")
+        raise EndedWhileStarting(
+            f"The database migrations of Letta {self.release} failed. {log}", remedy=letta_process.AFTER_LOG
+        )
 
     def _stop_letta(self, progress: Progress) -> bool:
         run = letta_process.running(self.paths)

@@ -174,7 +174,10 @@ class EncryptionProbe:
             await self._writer.create(name=_PROBE_NAME, type="openai", base_url=PLACEHOLDER_URL, key=key)
             created = await self._store.find(_PROBE_NAME)
             if created is None:
-                raise LettaBroken(english("Letta does not list a provider that it has just created."))
+                raise LettaBroken(
+                    english("Letta does not list a provider that it has just created."),
+                    remedy=english("Sync again; if this happens again, restart Letta."),
+                )
             reading = self._writer.read(created, key)
             await self._writer.delete(created.id, _PROBE_NAME)
         if not reading.sealed:

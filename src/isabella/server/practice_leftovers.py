@@ -79,7 +79,10 @@ async def remove_leftovers(settings: Settings, connection: Connection, lock: Pro
     ):
         abilities = await letta.providers.abilities()
         if not abilities.recreates:
-            raise IsabellaError(english("Nothing was removed: %(why)s.", why=explain_no_delete(abilities)))
+            raise IsabellaError(
+                english("Nothing was removed: %(why)s.", why=explain_no_delete(abilities)),
+                remedy=english("Use a supported release of Letta, 0.16.2 or later, then try again."),
+            )
         writer = SafeWriter(letta.providers, abilities, master_key=connection.master_key, patience=connection.timeout)
         for leftover in await find_leftovers(settings, connection, _replaced(settings)):
             if not leftover.agents:

@@ -109,7 +109,10 @@ class AgentCache:
         except LettaRefused as error:
             self.forget(agent_ref.id)
             if error.status in (404, 422):
-                raise AgentUnknown(english("There is no agent %(name)s any more.", name=agent_ref.name)) from None
+                raise AgentUnknown(
+                    english("There is no agent %(name)s any more.", name=agent_ref.name),
+                    remedy=english("`isabella agents list` shows those that there are."),
+                ) from None
             raise
         now = _with_model(replace(agent_ref, name=row.name or agent_ref.name), row.llm)
         for name, until, cached in self._entries(now.id):

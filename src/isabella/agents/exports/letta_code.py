@@ -242,7 +242,10 @@ def _git(git: Path, root: Path, *arguments: str, stdin: IO[bytes] | int = subpro
     )
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip()[:300]
-        raise ExportRefused(f"git could not make the memory folder: {said}")
+        raise ExportRefused(
+            f"git could not make the memory folder: {said}",
+            remedy="Correct what git reports, or export with `--format markdown`.",
+        )
 
 
 def _environment() -> dict[str, str]:

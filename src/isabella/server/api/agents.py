@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from isabella.agents.agent_file import LARGEST_FILE
+from isabella.agents.agent_file import LARGEST_FILE, too_large
 from isabella.agents.definitions import NAME_PATTERN
 from isabella.agents.embeddings import SearchMethod
 from isabella.agents.exports.importing import import_file as import_exported
@@ -26,7 +26,6 @@ from isabella.agents.prompt_budget import read_prompt
 from isabella.agents.registry import AgentRecord
 from isabella.agents.repair import find_broken, problems_of
 from isabella.agents.service import AgentService
-from isabella.errors import AgentFileRefused
 from isabella.server.agent_download import MEDIA_TYPE, download_agent
 from isabella.server.errors import ERRORS
 from isabella.server.runtime import Agents, CurrentRuntime
@@ -426,7 +425,7 @@ async def _body(request: Request) -> bytes:
     async for chunk in request.stream():
         body += chunk
         if len(body) > LARGEST_FILE:
-            raise AgentFileRefused(f"The file is larger than {LARGEST_FILE // 1024 // 1024} MB.")
+            raise too_large()
     return bytes(body)
 
 

@@ -117,7 +117,13 @@ class Console:
                 what = english("There is no such page.") if missing else english("This request is not allowed.")
                 return self._renderer.error_message(request, error.status_code, what)
         log.error("internal error", path=request.url.path, exc_info=error)
-        return self._renderer.error(request, IsabellaError(english("Internal error; the log has the details.")))
+        return self._renderer.error(
+            request,
+            IsabellaError(
+                english("Internal error; the log has the details."),
+                remedy=english("Reload the page. If it happens again, report it with the lines of the log."),
+            ),
+        )
 
 
 async def redirect_to_start(_request: Request) -> Response:

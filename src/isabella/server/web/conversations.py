@@ -193,7 +193,7 @@ def address_of(request: Request) -> ChatAddress:
     """Return the address in a request's path."""
     address = ChatAddress.of(str(request.path_params["address"]))
     if address is None:
-        raise AgentUnknown(english("There is no such agent."))
+        raise AgentUnknown(english("There is no such agent."), remedy=english("Choose another one."))
     return address
 
 
@@ -314,7 +314,9 @@ class Conversation:
                 log.info("answer not found in the history", agent=self._agent_id, error=error.what)
         finally:
             if exchange.ended is None:
-                exchange.fail(MessageRefused(english("The backend was stopped.")))
+                stopped = english("The backend was stopped.")
+                remedy = english("Start it again. If the history lacks the message, send it again.")
+                exchange.fail(MessageRefused(stopped, remedy=remedy))
             exchange.phase, exchange.turn = ExchangePhase.ENDED, None
             self.notifier.notify()
 

@@ -116,7 +116,10 @@ class JobRunner:
             job.error = error
         except Exception as error:  # noqa: BLE001 - shown on the page; must not end the backend's task group
             what = f"{type(error).__name__}: {redact(str(error))[:200]}"
-            job.error = IsabellaError(english("Internal error: %(error)s", error=what))
+            job.error = IsabellaError(
+                english("Internal error: %(error)s", error=what),
+                remedy=english("Try again. If it happens again, report it with the lines of the log."),
+            )
         if job.state is JobState.RUNNING:
             job.state = JobState.DONE if job.error is None else JobState.FAILED
         job.seconds, job.ended_at = time.monotonic() - job.began, datetime.now(UTC)

@@ -178,7 +178,7 @@ def agent_id_of(request: Request) -> str:
     """Return the id of the agent in a request's path."""
     id = str(request.path_params["agent"])
     if not _AGENT_ID.fullmatch(id):
-        raise AgentUnknown(english("There is no such agent."))
+        raise AgentUnknown(english("There is no such agent."), remedy=english("Choose another one."))
     return id
 
 

@@ -176,7 +176,7 @@ def test_files_that_are_missing_are_those_of_the_backup(tmp_path: Path) -> None:
     here = settings(tmp_path, ISABELLA_CONFIG_FILE=str(config), ISABELLA_AGENTS_FILE=str(agents))
     document = {"values": {"ISABELLA_RESYNC": "90.0"}, "keys": ["GROQ_API_KEY", "MISTRAL_API_KEY"]}
     files = {"isabella.toml": "# of the backup\n", "agents.toml": "# of the backup, too\n"}
-    contents = Contents("0.16.8", None, "", {}, 0, (), document, files)
+    contents = Contents("0.16.8", "", {}, 0, (), document, files)
     kept, written = restore._put_files(here, contents)
     assert (config.read_text(), agents.read_text()) == ("# another one\n", "# of the backup, too\n")
     assert "differs" in kept

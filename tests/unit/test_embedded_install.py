@@ -198,7 +198,7 @@ def test_a_server_is_installed_anew_for_another_lock(
         (replace(server, lock=LettaLock.ORIGINAL), ["skipped"]),
     ):
         events.clear()
-        assert wanted._install(events.append) == "bbb"
+        assert wanted.install_release(events.append) == "bbb"
         assert [event.state for event in events] == states
     assert server.status().lock == "original"
 

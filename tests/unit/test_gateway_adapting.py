@@ -241,28 +241,22 @@ def test_mistral_gets_only_what_is_in_its_schema() -> None:
 
 
 @pytest.mark.parametrize(
-    ("quirks", "asked", "limit", "sent"),
+    ("quirks", "asked", "sent"),
     [
-        (NONE, {}, None, {}),
-        (NONE, {"max_completion_tokens": None}, None, {"max_completion_tokens": None}),
-        (NONE, {"max_tokens": 9}, None, {"max_tokens": 9}),
-        (NONE, {}, 100, {"max_completion_tokens": 100}),
-        (NONE, {"max_tokens": 900}, 100, {"max_tokens": 100}),
-        (NONE, {"max_completion_tokens": "many"}, 100, {"max_completion_tokens": "many"}),
-        (QUIRKS["longcat"], {}, None, {}),
-        (QUIRKS["longcat"], {"max_completion_tokens": 10**6}, None, {"max_tokens": 131_072}),
-        (QUIRKS["longcat"], {"max_completion_tokens": None}, 100, {"max_tokens": 100}),
-        (QUIRKS["mistral"], {}, None, {"max_tokens": 16_384}),
-        (QUIRKS["mistral"], {}, 99_999, {"max_tokens": 99_999}),
-        (QUIRKS["mistral"], {"max_completion_tokens": 50}, 99_999, {"max_tokens": 50}),
-        (QUIRKS["groq"], {}, None, {}),
+        (NONE, {}, {}),
+        (NONE, {"max_completion_tokens": None}, {"max_completion_tokens": None}),
+        (NONE, {"max_tokens": 9}, {"max_tokens": 9}),
+        (QUIRKS["longcat"], {}, {}),
+        (QUIRKS["longcat"], {"max_completion_tokens": "many"}, {"max_tokens": "many"}),
+        (QUIRKS["longcat"], {"max_completion_tokens": 10**6}, {"max_tokens": 131_072}),
+        (QUIRKS["mistral"], {}, {"max_tokens": 16_384}),
+        (QUIRKS["mistral"], {"max_completion_tokens": 50}, {"max_tokens": 50}),
+        (QUIRKS["groq"], {}, {}),
     ],
 )
-def test_the_output_is_limited(
-    quirks: Quirks, asked: dict[str, Any], limit: int | None, sent: dict[str, Any]
-) -> None:
+def test_the_output_is_limited(quirks: Quirks, asked: dict[str, Any], sent: dict[str, Any]) -> None:
     """A limit that is too high is lowered; Groq and Cerebras, who reserve it from the minute's tokens, get none."""
-    body = adapt_request({"model": "m", **asked}, quirks, ReasoningMemory(), provider="p", output_limit=limit)
+    body = adapt_request({"model": "m", **asked}, quirks, ReasoningMemory(), provider="p")
     assert body == {"model": "m", **sent}
 
 

@@ -196,11 +196,11 @@ def finding(
     )
 
 
-def name_some(names: tuple[str, ...], most: int = 3) -> str:
-    """Return the first few names, and how many more there are."""
-    if len(names) <= most:
+def name_some(names: tuple[str, ...]) -> str:
+    """Return the first three names, and how many more there are."""
+    if len(names) <= 3:
         return ", ".join(names)
-    return english("%(names)s and %(count)s more", names=", ".join(names[:most]), count=len(names) - most)
+    return english("%(names)s and %(count)s more", names=", ".join(names[:3]), count=len(names) - 3)
 
 
 @dataclass(frozen=True)

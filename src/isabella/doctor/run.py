@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,16 +35,15 @@ async def run_doctor(
     settings: Settings | None = None,
     connection: Connection | None = None,
     options: DoctorOptions | None = None,
-    environment: Mapping[str, str] | None = None,
 ) -> DoctorRun:
     """Collect evidence, check it, and explain the findings. Changes nothing; see `apply_fixes`.
 
-    `env_file` and `environment` replace `.env` and the variables of this process. With the `settings` of a running
-    backend, neither is read. `connection` replaces the configured Letta. A file, provider or agent that is named and
-    does not exist is a `ConfigurationError` or `AgentUnknown`.
+    `env_file` replaces `.env`. With the `settings` of a running backend, neither it nor the environment is read.
+    `connection` replaces the configured Letta. A file, provider or agent that is named and does not exist is a
+    `ConfigurationError` or `AgentUnknown`.
     """
     options = options or DoctorOptions()
-    evidence, settings, connection = await collect(options, env_file, settings, connection, environment)
+    evidence, settings, connection = await collect(options, env_file, settings, connection)
     return DoctorRun(explain(evidence, check(evidence)), evidence, settings, connection)
 
 

@@ -106,7 +106,6 @@ class Contents:
     """What a backup says about itself. Its keys are those that decrypt Letta's values, the current one first."""
 
     release: str
-    revision: str | None
     at: str
     counts: Mapping[str, int]
     unreadable: int  # how many encrypted values none of the keys decrypted when it was made
@@ -315,7 +314,6 @@ def _check(path: Path, texts: Mapping[str, str], release: str) -> Contents:
         keys = tuple(line for line in texts[_KEYS].split() if is_master_key(line))
         contents = Contents(
             release=str(about["letta"]),
-            revision=about["revision"],
             at=str(about["made_at"]),
             counts={str(table): int(rows) for table, rows in about["rows"].items()},
             unreadable=int(about["unreadable_values"]),

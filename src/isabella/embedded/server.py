@@ -138,9 +138,20 @@ class Server:
             key_rotation.finish(self.paths, letta.master_key, progress, started=letta.started)
             return letta
 
-    def install_release(self, progress: Progress = no_progress) -> None:
-        """Install the release, unless it is. Raises `InstallFailed`."""
-        self._install(progress)
+    def install_release(self, progress: Progress = no_progress) -> str:
+        """Install the release, unless it is, and return its last migration. Raises `InstallFailed`."""
+        paths = self.paths
+        installation = self._installed()
+        if installation is None:
+            make_private(paths.releases)
+            with file_locks.hold(paths.home, paths.release_lock, progress):
+                # Another process may have installed it while this one waited for the lock.
+                installation = self._installed()
+                if installation is None:
+                    self._stop_letta(progress)
+                    return install.install(paths, progress, self.lock).migration_head
+        progress(Step("install", "skipped", f"Letta {paths.release} is installed"))
+        return installation.migration_head
 
     def down(self, progress: Progress = no_progress) -> bool:
         """Stop Letta, then Postgres. Returns whether either was running."""
@@ -354,7 +365,7 @@ class Server:
             running = self._running_letta()
         if running is not None:
             return running
-        head = self._install(progress)
+        head = self.install_release(progress)
         for folder in (paths.folder.parent, paths.folder, paths.logs, paths.server_home, paths.server_tmp):
             make_private(folder)
         database = self._open_postgres(progress, create=True)
@@ -426,21 +437,6 @@ class Server:
 
     def _is_healthy(self, run: ServerRun) -> bool:
         return letta_process.is_healthy(run, self.release)
-
-    def _install(self, progress: Progress) -> str:
-        """Return the last migration of the release, which is installed if necessary."""
-        paths = self.paths
-        installation = self._installed()
-        if installation is None:
-            make_private(paths.releases)
-            with file_locks.hold(paths.home, paths.release_lock, progress):
-                # Another process may have installed it while this one waited for the lock.
-                installation = self._installed()
-                if installation is None:
-                    self._stop_letta(progress)
-                    return install.install(paths, progress, self.lock).migration_head
-        progress(Step("install", "skipped", f"Letta {paths.release} is installed"))
-        return installation.migration_head
 
     def _installed(self) -> install.Installation | None:
         found = install.installed(self.paths)

@@ -38,12 +38,7 @@ _OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens")
 
 
 def adapt_request(
-    body: Mapping[str, Any],
-    quirks: Quirks,
-    reasoning: ReasoningMemory,
-    *,
-    provider: str,
-    output_limit: int | None = None,
+    body: Mapping[str, Any], quirks: Quirks, reasoning: ReasoningMemory, *, provider: str
 ) -> dict[str, Any]:
     """Return the body of a chat request in the form that a vendor accepts.
 
@@ -52,12 +47,11 @@ def adapt_request(
         quirks: the differences of the vendor.
         reasoning: the reasoning of earlier answers.
         provider: whose answers these were: the provider's name, or any text that is the same for one conversation.
-        output_limit: the most tokens that an answer may have; None for the vendor's own limits.
     """
     adapted = {name: value for name, value in body.items() if (name, value) != ("user", "")}
     if "tools" in adapted:
         adapted["tools"] = with_short_descriptions(adapted["tools"])
-    adapted = with_output_limit(adapted, quirks, output_limit)
+    adapted = with_output_limit(adapted, quirks)
     adapted = with_tool_fields(with_known_fields(adapted, quirks), quirks)
     messages = adapted.get("messages")
     if not is_well_formed(messages):
@@ -76,10 +70,9 @@ def adapt_request(
     return adapted | {"messages": with_known_message_fields(messages, quirks)}
 
 
-def with_output_limit(body: dict[str, Any], quirks: Quirks, output_limit: int | None) -> dict[str, Any]:
-    """Lower a limit of output tokens that is too high, and add one if there is none."""
-    highest = min((limit for limit in (quirks.max_output_tokens, output_limit) if limit is not None), default=None)
-    default = output_limit if output_limit is not None else quirks.default_output_tokens
+def with_output_limit(body: dict[str, Any], quirks: Quirks) -> dict[str, Any]:
+    """Lower a limit of output tokens that is too high for the vendor, and add its default if there is none."""
+    highest, default = quirks.max_output_tokens, quirks.default_output_tokens
     if highest is None and default is None:
         return body
     given = {name: body[name] for name in _OUTPUT_LIMITS if body.get(name) is not None}

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from isabella.config.gateway_address import SERVICE
 from isabella.config.quirks import Quirks
@@ -44,7 +44,6 @@ class Refusal:
 
     Attributes:
         status, headers, body: the response. The names of headers are in lower case.
-        kind: what the vendor refused it for.
         words: the vendor's own words, bounded. They may quote a key or a part of the request.
         retry_after: seconds until the next request may succeed; None if the vendor does not say so.
         never_fits: the limit of tokens that this request exceeds by itself; None if it may pass later.
@@ -54,7 +53,6 @@ class Refusal:
     status: int
     headers: dict[str, str]
     body: bytes
-    kind: Literal["context_overflow", "rate_limit", "other"] = "other"
     words: str = ""
     retry_after: float | None = None
     never_fits: int | None = None
@@ -85,11 +83,11 @@ def adapt_refusal(status: int, headers: Mapping[str, str], body: bytes, quirks: 
             wait = _A_MINUTE
         if wait is not None:
             kept.setdefault("retry-after", str(math.ceil(wait)))
-        return Refusal(429, kept, body[:_LONGEST_BODY], "rate_limit", words, wait, _never_fits(words))
+        return Refusal(429, kept, body[:_LONGEST_BODY], words, wait, _never_fits(words))
     overflow = match_reason(Reason.CONTEXT_OVERFLOW, told) if status in _OVERFLOW_STATUSES else None
     if error is not None and overflow is not None:
         return _overflow(kept, words, _window(overflow, error))
-    return Refusal(status, kept, body[:_LONGEST_BODY], words=words)
+    return Refusal(status, kept, body[:_LONGEST_BODY], words)
 
 
 def error_body(code: str, message: str) -> tuple[bytes, Headers]:
@@ -144,7 +142,7 @@ def _overflow(headers: dict[str, str], words: str, window: int | None) -> Refusa
     error = {"message": message, "type": "invalid_request_error", "param": "messages", "code": _OVERFLOW_CODE}
     body = json.dumps({"error": error}, ensure_ascii=False).encode("utf-8", "replace")
     headers = headers | {"content-type": "application/json"}
-    return Refusal(400, headers, body, "context_overflow", words, window=window)
+    return Refusal(400, headers, body, words, window=window)
 
 
 def _window(overflow: re.Match[str], error: Mapping[str, Any]) -> int | None:

@@ -185,11 +185,11 @@ def _gateway_refusal(response: httpx.Response) -> str | None:
     )
 
 
-async def ask_about_key(url: str, key: SecretStr, *, timeout: float = 10.0) -> VendorAnswer:
+async def ask_about_key(url: str, key: SecretStr) -> VendorAnswer:
     """Ask a route that exists for valid keys only. It raises nothing for what the vendor does."""
     headers = {"Authorization": f"Bearer {key.get_secret_value()}"}
     try:
-        async with httpx.AsyncClient(timeout=timeout, headers=headers, **client_options(url)) as client:
+        async with httpx.AsyncClient(timeout=10.0, headers=headers, **client_options(url)) as client:
             response = await client.get(url)
     except httpx.RequestError as error:
         said = redact(str(error)) or type(error).__name__

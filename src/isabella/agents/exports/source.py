@@ -27,11 +27,6 @@ class SourceConversation:
     system: str | None  # the id of the message that holds the compiled system prompt
     context: Sequence[str]  # the ids of the other messages in its context
 
-    @property
-    def within(self) -> str | None:
-        """The argument for requests about the conversation; None for the default one."""
-        return None if self.record.id == DEFAULT else self.record.id
-
 
 @dataclass(frozen=True)
 class SourceAgent:

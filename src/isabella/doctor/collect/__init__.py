@@ -55,13 +55,12 @@ async def collect(
     env_file: Path | None,
     settings: Settings | None,
     connection: Connection | None,
-    environment: Mapping[str, str] | None,
 ) -> tuple[Evidence, Settings, Connection | None]:
     """Collect the evidence, with the arguments of `run_doctor`. Changes nothing but the temporary agents of probes.
 
     Return it with the settings as far as they can be used, and the Letta; None if its address is not known.
     """
-    read = collect_configuration.read_configuration(env_file, settings=settings, environment=environment)
+    read = collect_configuration.read_configuration(env_file, settings=settings)
     configuration, usable = await anyio.to_thread.run_sync(collect_configuration.use_practice_vendors, *read)
     configuration = replace(configuration, desired=select_providers(configuration.desired, options.providers))
     vendors: dict[str, VendorEvidence] = {}

@@ -5,7 +5,7 @@
     report = await isabella.ensure_providers(isabella.load_settings())
     assert report.all_proven
 
-In a FastAPI backend of your own: `app = FastAPI(lifespan=isabella.lifespan())`.
+In your own FastAPI backend: `app = FastAPI(lifespan=isabella.lifespan())`.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ async def connect(settings: Settings) -> Connection:
     if connection is None:
         await anyio.to_thread.run_sync(_refuse_silent_postgres, settings)
         raise ConfigurationError(
-            "No Letta is named, and none runs here.",
+            "No Letta is configured, and none is running here.",
             remedy="Start one with `isabella letta up`, or put LETTA_BASE_URL into .env.",
         )
     return connection

@@ -96,14 +96,14 @@ def run_demo(
     progress: Callable[[], AbstractContextManager[Progress]],
     lock: LettaLock,
 ) -> bool:
-    """Run the demo on a Letta instance of its own, and erase it. Return whether every event was as expected."""
+    """Run the demo on its own Letta instance, and erase it. Return whether every event was as expected."""
     output = DemoOutput(console)
     with interrupt_on_sigterm(), progress() as report:
         began = time.monotonic()
         with open_stage(home, report, lock) as stage:
             output.line(
                 "setup",
-                f"Letta {stage.letta.version} on a Postgres of its own, up after {time.monotonic() - began:.0f} s; "
+                f"Letta {stage.letta.version} on its own Postgres, up after {time.monotonic() - began:.0f} s; "
                 "a practice vendor replaces Cerebras.",
             )
             anyio.run(_stale_key, stage, output)
@@ -276,7 +276,7 @@ def _shown(key: SecretStr | None) -> str:
 
 @dataclass
 class DemoStage:
-    """The environment of the demo: a Letta of its own, a practice vendor, a folder with `.env`, and an agent."""
+    """The environment of the demo: its own Letta, a practice vendor, a folder with `.env`, and an agent."""
 
     server: Server
     letta: Letta  #: that server as it runs now; a restart replaces it
@@ -332,9 +332,7 @@ def open_stage(home: Path, progress: Progress, lock: LettaLock) -> Iterator[Demo
     try:
         alone.acquire(timeout=0)
     except Timeout:
-        raise LockTimeout(
-            "The demo is running already, in another window.", remedy="Wait until it is over."
-        ) from None
+        raise LockTimeout("The demo is already running, in another window.", remedy="Wait until it ends.") from None
     with alone, PracticeVendors() as vendors, TemporaryDirectory(prefix="isabella-demo-") as folder:
         try:
             # A demo that was killed may have left data behind. The instance belongs to the demo alone.

@@ -116,7 +116,7 @@ class AgentFileRefused(AgentError):
 
 
 class ExportRefused(AgentFileRefused):
-    """The folder of an export cannot be written, or it is damaged, incomplete, or none of Isabella's."""
+    """The folder of an export cannot be written, or it is damaged, incomplete, or not Isabella's."""
 
 
 class ExportFailed(IsabellaError):
@@ -193,7 +193,7 @@ class EndedWhileStarting(StartFailed):
 
 
 class UnverifiedPeer(IsabellaError):
-    """Another process listens in place of a server of Isabella's. Nothing was sent to it."""
+    """Another process listens in place of an Isabella server. Nothing was sent to it."""
 
 
 class NotReady(IsabellaError):
@@ -201,7 +201,7 @@ class NotReady(IsabellaError):
 
 
 class Interrupted(IsabellaError):
-    """A process that the backend needs has ended or does not answer, and is being started again."""
+    """A process that the backend needs has ended or does not answer, and is being restarted."""
 
 
 class PracticeError(IsabellaError):

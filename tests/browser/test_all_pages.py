@@ -113,9 +113,9 @@ def everywhere(user: BrowserUser, agent: str) -> Iterator[str]:
     # The nearest passage is far: it is no result, and shown as what it is on request only.
     page.get_by_label("Search archival memory").fill("quantum physics")
     page.get_by_role("button", name="Search").click()
-    expect(page.locator("#found")).to_contain_text("Nothing in archival memory is near “quantum physics”.")
+    expect(page.locator("#found")).to_contain_text("No passage in archival memory is relevant to “quantum physics”.")
     expect(page.locator(".passage")).to_have_count(0)
-    page.get_by_role("link", name="Show 1 that is far from it").click()
+    page.get_by_role("link", name="Show 1 that is less relevant").click()
     expect(page.locator(".passages.far .passage")).to_have_count(1)
     yield "memory, nothing near"
     page.goto(f"{user.served.url}/console/memory/{agent}/history?label=human")

@@ -25,7 +25,7 @@ def test_a_talk_with_tool_steps(user: BrowserUser, agent: str) -> None:
     expect(tool).to_contain_text("Rex")
     line = live.locator(".facts").inner_text()
     assert re.fullmatch(
-        r"cerebras/gpt-oss-120b, first token after \d.*, \d.* in all, [\d,]+ tokens read, \d+ written, 1 tool call",
+        r"cerebras/gpt-oss-120b, first token after \d.*, \d.* in total, [\d,]+ tokens read, \d+ written, 1 tool call",
         line,
     )
     user.open(f"chat/{agent}")

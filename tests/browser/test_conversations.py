@@ -79,7 +79,7 @@ def test_several_conversations(user: BrowserUser, agent: str) -> None:
     page.locator("#talks-archived summary").click()
     page.locator("#talks-archived a").click()
     page.locator("#talk-menu summary").click()
-    page.get_by_role("button", name="Take out of the archive").click()
+    page.get_by_role("button", name="Unarchive").click()
     expect(page.locator("#talks-archived")).to_have_count(0)
     assert names(page) == ["Default conversation", "About <b>pets</b>"]
 
@@ -140,7 +140,7 @@ def test_attachments(user: BrowserUser, agent: str, tmp_path: Path) -> None:
     expect(listed.last).to_contain_text("notes.txt")
     # The model that the agent is bound to does not see; another one of its models does.
     expect(page.locator("#attach-note")).to_contain_text(
-        "cerebras/gpt-oss-120b takes no pictures: byok-mistral/mistral-medium-latest answers this message."
+        "cerebras/gpt-oss-120b does not accept pictures: byok-mistral/mistral-medium-latest answers this message."
     )
     user.say("Say what is here")
     user.wait_for_answer()

@@ -67,7 +67,7 @@ def test_a_gateway_that_does_not_run_leads(user: BrowserUser) -> None:
     assert user.served.gateway is not None
     user.served.gateway.stop()
     status = user.page.locator("#status")
-    expect(status).to_contain_text("The gateway does not run.")
+    expect(status).to_contain_text("The gateway is not running.")
     expect(status).to_contain_text("agents get no answer")
     expect(status.locator(".dot")).to_have_class("dot bad")
     user.open("activity")

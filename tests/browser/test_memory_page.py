@@ -145,7 +145,7 @@ def test_the_archive(user: BrowserUser, agent: str) -> None:
     assert "q=garden+gate" in page.url
     page.get_by_label("Search archival memory").fill("quantum physics")
     page.get_by_role("button", name="Search").click()
-    expect(page.locator("#found")).to_contain_text("Nothing in archival memory is near “quantum physics”.")
+    expect(page.locator("#found")).to_contain_text("No passage in archival memory is relevant to “quantum physics”.")
     expect(page.locator(".passage")).to_have_count(0)
     page.go_back()
     expect(page.locator("#found")).to_contain_text("1 result for “garden gate”")

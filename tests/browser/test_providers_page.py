@@ -59,7 +59,7 @@ def test_a_stale_key_is_seen_synced_and_proven(user: BrowserUser) -> None:
     expect(groq).to_contain_text("differs")
     expect(groq.locator(".why")).to_contain_text("Press Sync")
     expect(user.page.locator("#status")).to_contain_text("1 of 4 providers is not in order")
-    expect(user.page.locator("#status .next")).to_contain_text("Sync makes Letta hold the configured values")
+    expect(user.page.locator("#status .next")).to_contain_text("Press Sync, or run")
     expect(user.page.locator("#status-seen")).to_contain_text("seen ")
     user.page.get_by_role("button", name="Plan", exact=True).click()
     plan = user.page.locator("#job.done .diff")

@@ -425,7 +425,7 @@ def test_archival_memory_that_cannot_be_brought_in_takes_the_agent_back(new: Cal
         await agent_service.ensure()
         document = json.loads(await export(agent_service, here.id))
         document["isabella"] = {"passages": [{"text": "short"}, {"text": "word " * 60_000}]}
-        with pytest.raises(Exception, match="longer than archival memory takes"):
+        with pytest.raises(Exception, match="longer than archival memory accepts"):
             await import_agent(agent_service.registry, agent_service.models, json.dumps(document), name=name)
         with pytest.raises(AgentUnknown):
             await agent_service.registry.find(name)

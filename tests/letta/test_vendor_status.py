@@ -106,5 +106,5 @@ def test_without_a_backend_nothing_is_said_of_the_vendors(served: Backend, comma
     alone = Command(command.folder, {"ISABELLA_HOME": str(tmp_path / "another")})
     ended = alone.run("providers", "status")
     assert ended.code == 0, ended.err
-    assert ended.out.startswith("All 4 stored keys are proven. Whether these vendors answer is not known: ")
+    assert ended.out.startswith("All 4 stored keys are proven. It is not known whether these vendors answer: ")
     assert len(served.vendors.requests("groq")) == asked

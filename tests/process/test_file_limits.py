@@ -62,7 +62,7 @@ def test_every_file_that_somebody_names_is_bounded(
     assert (ended.returncode, ended.stdout) == (1, ""), ended.stderr
     if (make, name) == (directory, "agent.af"):
         # A folder may be an export.
-        assert "agent.af is not an export of Isabella" in ended.stderr
+        assert "agent.af is not an Isabella export" in ended.stderr
         return
     assert f"isabella: {name}: cannot be read: it is a " in ended.stderr.replace(f"{tmp_path}/", "")
     assert "Name a regular file, or a pipe." in ended.stderr

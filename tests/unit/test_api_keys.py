@@ -18,16 +18,16 @@ GOOD = "csk-not-a-real-key-0123456789"
 @pytest.mark.parametrize(
     ("raw", "note"),
     [
-        (f"{GOOD}\n", "a trailing newline was taken off"),
-        (f"{GOOD}\r\n", "a trailing newline was taken off"),
-        (f"  {GOOD}", "surrounding white space was taken off"),
-        (f"{GOOD}\t", "surrounding white space was taken off"),
-        (f" {GOOD}\n", "surrounding white space was taken off"),
-        (f'"{GOOD}"', "surrounding quotes were taken off"),
-        (f"'{GOOD}'", "surrounding quotes were taken off"),
-        (f"`{GOOD}`", "surrounding quotes were taken off"),
-        (f"\"'{GOOD}'\"", "surrounding quotes were taken off"),
-        (f"Bearer {GOOD}", "the word Bearer was taken off"),
+        (f"{GOOD}\n", "a trailing newline was removed"),
+        (f"{GOOD}\r\n", "a trailing newline was removed"),
+        (f"  {GOOD}", "surrounding white space was removed"),
+        (f"{GOOD}\t", "surrounding white space was removed"),
+        (f" {GOOD}\n", "surrounding white space was removed"),
+        (f'"{GOOD}"', "surrounding quotes were removed"),
+        (f"'{GOOD}'", "surrounding quotes were removed"),
+        (f"`{GOOD}`", "surrounding quotes were removed"),
+        (f"\"'{GOOD}'\"", "surrounding quotes were removed"),
+        (f"Bearer {GOOD}", "the word Bearer was removed"),
     ],
 )
 def test_what_copying_leaves_is_taken_off_with_a_note(raw: str, note: str) -> None:

@@ -165,7 +165,7 @@ def test_backups_are_for_the_configured_recipients_only(tmp_path: Path) -> None:
     assert [str(one) for one in policy.recipients()] == [str(own)]
     with pytest.raises(ConfigurationError, match="ISABELLA_BACKUP_RECIPIENTS"):
         settings(tmp_path, ISABELLA_BACKUP_RECIPIENTS="ssh-ed25519")
-    with pytest.raises(ConfigurationError, match="is not a public key"):
+    with pytest.raises(ConfigurationError, match="is not an age public key"):
         backup_keys.parse_recipients([public[:-1] + ("q" if public[-1] != "q" else "p")])
 
 

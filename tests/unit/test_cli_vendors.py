@@ -153,7 +153,7 @@ def test_what_does_not_work_is_told_and_nothing_is_written(folder: Path, httpser
     root = lists(httpserver, ITEM, key="canary-other-key-0004")
     httpserver.expect_request("/page/v1/models").respond_with_data("<html>", content_type="text/html")
     for arguments, typed, what, remedy in (
-        (("add", "nobody"), "", "knows no vendor 'nobody'", "--base-url"),
+        (("add", "nobody"), "", "There is no vendor 'nobody'", "--base-url"),
         (("add", "openrouter"), "", "needs a key", "--key-stdin"),
         (("add", "openrouter", "--key-stdin"), "changeme\n", "placeholder", "openrouter.ai"),
         (("add", "ollama", "--base-url", "ftp://x"), "", "cannot be used", ""),
@@ -190,7 +190,7 @@ def test_a_default_model_that_is_gone_is_replaced(folder: Path, httpserver: HTTP
     root = lists(httpserver, *items)
     httpserver.expect_request("/v1/key").respond_with_json({"data": {}})
     result = run("add", "openrouter", "--base-url", f"{root}/v1", "--key-stdin", typed=f"{KEY}\n")
-    assert "has no openai/gpt-oss-120b any more" in result.output
+    assert "no longer has openai/gpt-oss-120b" in result.output
     assert env(folder)[-1] == "OPENROUTER_MODEL=good"
     listed = json.loads(run("models", "openrouter", "--json").stdout)["models"]
     assert [model["id"] for model in listed] == ["good", "mute", "old"]

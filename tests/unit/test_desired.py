@@ -86,8 +86,8 @@ def test_what_was_taken_off_a_key_is_noted_with_its_variable() -> None:
     assert provider.key is not None
     assert provider.key.get_secret_value() == "gsk_canary-quoted-0005"
     assert provider.notes == (
-        "GROQ_API_KEY: surrounding white space was taken off",
-        "GROQ_API_KEY: surrounding quotes were taken off",
+        "GROQ_API_KEY: surrounding white space was removed",
+        "GROQ_API_KEY: surrounding quotes were removed",
     )
 
 

@@ -815,7 +815,7 @@ def test_a_provider_at_a_gateway_on_another_port() -> None:
 
     (cause,) = diagnose(other_port(healthy())).causes
     assert (cause.finding.code, cause.finding.provider) == ("base-url-moved", "byok-groq")
-    assert cause.finding.summary == "Letta calls another gateway than the configured one."
+    assert cause.finding.summary == "Letta calls a gateway other than the configured one."
     assert "http://127.0.0.1:9999" in cause.finding.cause
 
 

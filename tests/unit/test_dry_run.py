@@ -140,9 +140,9 @@ def test_models_of_agents_that_their_vendor_ends_are_announced() -> None:
     found = compare_models("byok-mistral", names, names, accepted_answer(listed), agents)
     assert found.changed
     assert [line.text for line in log_sentences(ModelsRefreshed(ModelRefresh(datetime.now(UTC), (found,))))] == [
-        "byok-mistral ends sooner on 2026-12-11. It is the model of My Bert: "
+        "byok-mistral retires sooner on 2026-12-11. It is the model of My Bert: "
         "`isabella agents switch 'My Bert' PROVIDER/MODEL`.",
-        "byok-mistral ends magistral on 2027-01-31, and names medium in its place. It is the model of Anna: "
+        "byok-mistral retires magistral on 2027-01-31, and names medium in its place. It is the model of Anna: "
         "`isabella agents switch Anna byok-mistral/medium`.",
     ]
 
@@ -155,5 +155,5 @@ def test_an_announced_end_is_a_note_of_its_provider() -> None:
     assert readiness.report is not None
     (entry,) = readiness.with_vendors(readiness.with_vendors(readiness.report)).providers
     assert [note for note in entry.notes if "before long" in note] == [
-        "byok-mistral ends old before long. It is the model of Anna: `isabella agents switch Anna PROVIDER/MODEL`."
+        "byok-mistral retires old before long. It is the model of Anna: `isabella agents switch Anna PROVIDER/MODEL`."
     ]

@@ -133,11 +133,11 @@ def test_the_oldest_messages_are_left_out_if_there_are_too_many(
         (lambda root: (root / MESSAGES).unlink(), "incomplete: conversations/00-default/messages.jsonl is missing"),
         (lambda root: (root / MESSAGES).write_bytes((root / MESSAGES).read_bytes()[:-9]), "damaged: .* bytes"),
         (lambda root: (root / MESSAGES).write_bytes(b"\xff" + (root / MESSAGES).read_bytes()[1:]), "was changed"),
-        (lambda root: (root / "manifest.json").unlink(), "not an export of Isabella, or an incomplete one"),
+        (lambda root: (root / "manifest.json").unlink(), "not an Isabella export, or is incomplete"),
         (lambda root: (root / "manifest.json").write_bytes(b"\xff\xfe"), "manifest.json is damaged"),
         (lambda root: (root / "manifest.json").write_text("[" * 100_000), "manifest.json is damaged"),
-        (lambda root: (root / "manifest.json").write_text('{"format": "x"}'), "not an export of Isabella"),
-        (lambda root: (root / "manifest.json").write_text("[]"), "not an export of Isabella"),
+        (lambda root: (root / "manifest.json").write_text('{"format": "x"}'), "not an Isabella export"),
+        (lambda root: (root / "manifest.json").write_text("[]"), "not an Isabella export"),
     ],
 )
 def test_a_damaged_folder_is_refused(tmp_path: Path, damage: Any, says: str) -> None:

@@ -597,9 +597,9 @@ def damaged(content: io.BytesIO) -> io.BytesIO:
     [
         (io.BytesIO(b"PK\x03\x04 and no more"), "damaged"),
         (damaged(zip_with(manifest_json="{" + "x" * 500 + "}")), "damaged"),
-        (zip_with(readme_md="?"), "not an export of Isabella"),
-        (zip_with(a__manifest_json="{}", b__manifest_json="{}"), "not an export of Isabella"),
-        (zip_with(a__b__manifest_json="{}"), "not an export of Isabella"),
+        (zip_with(readme_md="?"), "not an Isabella export"),
+        (zip_with(a__manifest_json="{}", b__manifest_json="{}"), "not an Isabella export"),
+        (zip_with(a__b__manifest_json="{}"), "not an Isabella export"),
         (zip_with(manifest_json="{}", zeros=bytes(2_000_000)), "more than 1 MB"),
         (zip_with(manifest_json="{}", **{f"n{number}": "" for number in range(10)}), "more than 1 MB or 10 files"),
     ],

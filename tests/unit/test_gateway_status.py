@@ -279,7 +279,7 @@ def test_a_gateway_that_does_not_run_leads() -> None:
     """Every key is proven and every vendor has answered: nobody gets an answer now, and the headline says that."""
     assert headline(report(RUNS)).title == "Everything is in order."
     lead = headline(report(DOWN))
-    assert (lead.level, lead.title) == (Level.PROBLEM, "The gateway does not run.")
+    assert (lead.level, lead.title) == (Level.PROBLEM, "The gateway is not running.")
     assert "agents get no answer" in lead.text
     assert "isabella gateway up" in lead.remedy
 
@@ -288,7 +288,7 @@ def test_what_else_is_wrong_is_told_beside_it() -> None:
     """The worse of two problems leads, and the other one is in the text."""
     drifted = replace(DRIFTED, upstream=OWN)
     lead = headline(report(DOWN, drifted))
-    assert lead.title == "The gateway does not run."
+    assert lead.title == "The gateway is not running."
     assert "1 of 1 providers is not in order. cerebras: Letta does not hold the configured values." in lead.text
     lead = headline(report(UNKNOWN, drifted))
     assert (lead.level, lead.title) == (Level.PROBLEM, "1 of 1 providers is not in order.")
@@ -300,7 +300,7 @@ def test_a_gateway_of_which_nothing_is_known_is_not_in_order() -> None:
     lead = headline(report(UNKNOWN))
     assert lead.level is Level.UNKNOWN
     assert lead.title != "Everything is in order."
-    assert "Whether the gateway at http://gw.example runs is not known" in lead.text
+    assert "It is not known whether the gateway at http://gw.example is running" in lead.text
 
 
 def test_readiness_tells_that_the_gateway_does_not_run() -> None:
@@ -347,7 +347,7 @@ def test_a_backend_follows_a_gateway_that_others_run(tmp_path: Path, monkeypatch
     assert runtime.gateway is None
     (notice,) = runtime.event_log.entries
     assert notice.warning
-    assert notice.text.startswith(f"The gateway at {url} does not run, so agents get no answer")
+    assert notice.text.startswith(f"The gateway at {url} is not running, so agents get no answer")
 
 
 def test_a_report_keeps_the_gateway_it_was_made_with() -> None:

@@ -129,7 +129,7 @@ def test_how_a_sync_went_stays_while_nothing_changes(outcome: str, tmp_path: Pat
     "entry",
     [
         replace(LOOKED, basis="another"),
-        replace(LOOKED, vendor_status=VendorObservation(VendorState.ANSWERS, "it takes the key", at(5))),
+        replace(LOOKED, vendor_status=VendorObservation(VendorState.ANSWERS, "it accepts the key", at(5))),
     ],
     ids=["the configuration or Letta", "the vendor"],
 )

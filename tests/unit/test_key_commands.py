@@ -175,7 +175,7 @@ def test_one_that_hangs_is_ended_with_all_it_has_started(vault: Vault, monkeypat
 
     monkeypatch.setattr(key_commands, "SECONDS", 0.2)
     monkeypatch.setattr("isabella.config.key_commands.subprocess.Popen", Started)
-    assert "has not ended within 0.2 s" in str(vault.desired().problem)
+    assert "did not end within 0.2 s" in str(vault.desired().problem)
     child = int(started.read_text())
     # The signal may be under way; the test's time limit ends this.
     with suppress(psutil.NoSuchProcess):

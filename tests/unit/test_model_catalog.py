@@ -205,4 +205,4 @@ def test_a_default_model_that_is_gone_is_replaced_and_told_once() -> None:
     assert run(models.handles)[:4] == ["big/good", "big/small", "big/mute", "big/ending"]
     vendors.now += 1000
     run(lambda: models.choose(["big/large"]))
-    assert told == ["Big has no large any more; good takes its place."]
+    assert told == ["Big no longer has large; good takes its place."]

@@ -154,7 +154,7 @@ def test_the_table_has_a_row_for_each_and_what_it_says(receipt: Receipt | None) 
 
 def test_remedies_notes_and_warnings_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     """Remedies stand below the table; notes and warnings go to standard error."""
-    entry = replace(HELPED, notes=("CEREBRAS_API_KEY: surrounding quotes were taken off",))
+    entry = replace(HELPED, notes=("CEREBRAS_API_KEY: surrounding quotes were removed",))
     show_report(replace(report(entry), notices=("GROQ_API_KEY is set twice.",)))
     out, err = capsys.readouterr()
     assert "cerebras: Put a valid key there." in out

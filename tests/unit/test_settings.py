@@ -235,7 +235,7 @@ def test_secrets_in_files(tmp_path: Path) -> None:
     both = load_settings(environment={**named, "ISABELLA_TOKEN": "of-the-variable"})
     assert both.token == SecretStr("of-the-variable")
     file.write_text("too short for a master key")
-    with pytest.raises(ConfigurationError, match=f"LETTA_ENCRYPTION_KEY .{file}.: it has to be 64") as malformed:
+    with pytest.raises(ConfigurationError, match=f"LETTA_ENCRYPTION_KEY .{file}.: it must be 64") as malformed:
         load_settings(environment=named)
     assert "too short" not in str(malformed.value)
     file.write_text("\n")

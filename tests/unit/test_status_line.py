@@ -90,7 +90,7 @@ async def test_the_worst_leads(scene: Scene) -> None:
     readiness.supervisor = Mock(down=(down,), statuses=(down,))
     lead = scene.now()
     assert (lead.title, lead.seen) == ("Letta does not work; agents answer when it does again.", down.since)
-    assert "started again" in lead.remedy
+    assert "being restarted" in lead.remedy
     readiness.error = IsabellaError("The port is taken.", remedy="Choose another.")
     assert scene.now().title == "Isabella does not work."
 

@@ -594,7 +594,7 @@ async def test_a_letta_that_fails_again_is_asked_again_what_it_has_stored(stage:
 @pytest.mark.parametrize(
     ("kept", "said"),
     [
-        (True, "What had arrived is stored"),
+        (True, "The part that arrived is stored"),
         (False, "Nothing of this turn is stored"),
         (None, "Letta does not say whether this turn is stored"),
     ],

@@ -248,10 +248,10 @@ def test_a_vendor_that_speaks_of_the_gateway_is_still_the_vendor() -> None:
 @pytest.mark.parametrize("code", [ErrorCode.GATEWAY_UNREACHABLE, ErrorCode.GATEWAY_REFUSED])
 def test_a_turn_that_the_gateway_refused_blames_no_vendor(code: ErrorCode) -> None:
     """If it refused at every vendor, the error is the gateway's, once, and says what to run."""
-    refusal = VendorRefusal(code, "The gateway does not run.", counts=False)
+    refusal = VendorRefusal(code, "The gateway is not running.", counts=False)
     for refusals in ([refusal], [refusal, refusal]):
         failed = unanswered_turn(refusals)
-        assert (failed.code, failed.message) == (code, "The gateway does not run.")
+        assert (failed.code, failed.message) == (code, "The gateway is not running.")
         assert "isabella doctor" in (failed.remedy or "")
     vendor = VendorRefusal(ErrorCode.KEY_REFUSED, "401: no")
     assert unanswered_turn([refusal, vendor]).code is ErrorCode.NO_VENDOR

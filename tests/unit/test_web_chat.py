@@ -132,7 +132,9 @@ def test_the_line_under_an_answer_is_the_same_live_and_in_the_history() -> None:
     ):
         exchange.apply(event)
     exchange.phase, exchange.message_id, exchange.answer_ids = ExchangePhase.ENDED, "message-1", ("message-2",)
-    line = "cerebras/gpt-oss-120b, first token after 0.4 s, 1.4 s in all, 3,170 tokens read, 44 written, 1 tool call"
+    line = (
+        "cerebras/gpt-oss-120b, first token after 0.4 s, 1.4 s in total, 3,170 tokens read, 44 written, 1 tool call"
+    )
     live = _RENDERER.part("chat_parts.html", "state", exchange=exchange, agent_id="agent-1")
     told = pages_chat.ChatLine(ENTRIES[1], exchange.record, answers="message-1")
     history = _RENDERER.part("chat_parts.html", "history_line", line=told, agent_id="agent-1")

@@ -1,1 +1,1 @@
-"""Memory agents: how they are bound to a vendor, and what they are asked."""
+"""Memory agents: their bindings to vendors, memory, conversations, import and export."""

@@ -1,4 +1,4 @@
-"""What is imported from an agent file (`.af`): one agent, field by field, and the names of all that is left out.
+"""The content imported from an agent file (`.af`): one agent, field by field, and the names of everything left out.
 
 An agent file is not trusted. It can name tools that fetch URLs or run programs, prefill their arguments, hide the
 agent, attach folders and identities of others by their ids, and bring servers and URLs that Letta would call (fact

@@ -26,7 +26,7 @@ _BLOCK_ID = re.compile(r"block-[0-9a-f-]{36}")
 
 
 class Author(StrEnum):
-    """Who wrote a text."""
+    """The author of a text."""
 
     FIRST = "first"  # it was there when the record began
     PERSON = "person"  # by the console or the API
@@ -55,7 +55,7 @@ class BlockVersion:
 
 @dataclass(frozen=True)
 class Limits:
-    """How much is kept of each block. The newest version is always kept."""
+    """The number and age of the versions kept of each block. The newest version is always kept."""
 
     days: int = 365
     versions: int = 200
@@ -63,7 +63,7 @@ class Limits:
 
 
 class BlockHistoryStore(Protocol):
-    """Where the histories are kept."""
+    """The storage of the histories."""
 
     def versions(self, block_id: str) -> list[BlockVersion]:
         """Return the versions of a block, oldest first."""
@@ -229,12 +229,12 @@ class BlockHistory:
 
 
 def by_person(restored: int | None = None) -> BlockVersion:
-    """Return what `note` has to know of an edit by a person."""
+    """Return what `note` must know of an edit by a person."""
     return replace(_blank(Author.PERSON), restored=restored)
 
 
 def by_reflection(agent: str) -> BlockVersion:
-    """Return what `note` has to know of a reflection."""
+    """Return what `note` must know of a reflection."""
     return replace(_blank(Author.REFLECTION), agent=agent)
 
 

@@ -44,16 +44,15 @@ class FittedContext:
 
     @property
     def note(self) -> str:
-        """What the agent's owner should know, in one sentence."""
+        """A sentence for the agent's owner."""
         if not self.calls:
             return english(
                 "A tool's result without an answer is marked as broken off: this vendor insists on an answer."
             )
         calls = english("1 tool call") if self.calls == 1 else english("%(count)s tool calls", count=self.calls)
         return english(
-            "%(calls)s made through other vendors left the agent's context, with the results: "
-            "this vendor does not take their ids. What was said stays in the context, and all of "
-            "it in the history.",
+            "%(calls)s made through other vendors left the agent's context, with the results: this vendor does "
+            "not accept their ids. The words stay in the context, and everything stays in the history.",
             calls=calls,
         )
 
@@ -167,7 +166,7 @@ async def rewind(
     ids = await context_ids(letta, agent_id, conversation)
     if message_id not in ids[1:]:
         raise MessageGone(
-            english("The message is not in the agent's context any more: it was summarised, or replaced."),
+            english("The message is no longer in the agent's context: it was summarised or replaced."),
             remedy=english("Send the text as a new message."),
         )
     await set_context(letta, agent_id, ids[: ids.index(message_id)], conversation)

@@ -2,7 +2,7 @@
 
 Every agent has a default conversation, which is its history in Letta's other requests. Letta's own field `summary`
 serves as a name. Letta can only delete a conversation, and its messages with it, so Isabella archives: the ids are in
-her part of the agent's metadata.
+Isabella's part of the agent's metadata.
 
 Everything here raises `LettaError`.
 """
@@ -197,7 +197,7 @@ class SystemPrompts:
 async def usable(letta: LettaClient, agent_id: str, agent_type: str | None, id: str) -> ConversationRow:
     """Return a conversation of an agent in which turns can run.
 
-    Raises `ConversationUnknown`, or `ConversationRefused` for one that has a model of its own.
+    Raises `ConversationUnknown`, or `ConversationRefused` for one that has its own model.
     """
     await _require(letta, agent_type)
     try:
@@ -211,7 +211,7 @@ async def usable(letta: LettaClient, agent_id: str, agent_type: str | None, id: 
     if row.model:
         raise ConversationRefused(
             english(
-                "The conversation has a model of its own in Letta, %(model)s, which Isabella does not manage.",
+                "The conversation has its own model in Letta, %(model)s, which Isabella does not manage.",
                 model=row.model,
             ),
             remedy=english("Use another conversation."),

@@ -109,7 +109,7 @@ def parse(text: str, source: str) -> tuple[AgentDefinition, ...]:
         )
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ConfigurationError(
-            f"{source}, line {places.key('agents')}: agents have to be tables.", remedy="Begin each with [[agents]]."
+            f"{source}, line {places.key('agents')}: agents must be tables.", remedy="Begin each with [[agents]]."
         )
     definitions = tuple(_definition(source, places, index, entry) for index, entry in enumerate(entries))
     _check_together(source, places, definitions)

@@ -32,7 +32,7 @@ async def delete_with_memory(registry: AgentRegistry, record: AgentRecord) -> li
                 name=record.name,
                 what=error.what,
             ),
-            remedy=english("No agent has it. Delete the remaining blocks and archives over Letta's own API."),
+            remedy=english("No agent has it. Delete the remaining blocks and archives through Letta's API."),
         ) from None
     return deleted
 

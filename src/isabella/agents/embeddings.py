@@ -1,6 +1,6 @@
 """Embeddings for archival memory: which model makes them, and the URL at which Letta requests them (fact M8).
 
-Letta requests embeddings from this backend, with a bearer token of its own that proves nothing. So the URL has a
+Letta requests embeddings from this backend, with its own bearer token, which proves nothing. So the URL has a
 secret in it, which is kept in a file that only its owner may read. The vendor's key never goes to Letta.
 """
 
@@ -42,7 +42,7 @@ class VectorSource(StrEnum):
 
 @dataclass(frozen=True)
 class SearchMethod:
-    """How an agent's archival memory is searched. It never changes: vectors of two models must not be mixed."""
+    """The search method of an agent's archival memory. It never changes: vectors of two models must not be mixed."""
 
     source: VectorSource  # the source of its vectors
     model: str | None = None

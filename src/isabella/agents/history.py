@@ -213,7 +213,7 @@ def _entry(row: Mapping[str, Any]) -> HistoryEntry | None:
 
 
 def _user_entry(entry: HistoryEntry) -> HistoryEntry | None:
-    """Return the entry of a user message. Letta wraps some in JSON, and adds summaries and heartbeats of its own."""
+    """Return the entry of a user message. Letta wraps some in JSON, and adds its own summaries and heartbeats."""
     match unwrapped(entry.text):
         case {"type": "user_message", "message": str(message)}:
             return replace(entry, text=message)
@@ -233,7 +233,7 @@ def unwrapped(text: str) -> Any:
 
 
 def images_of(content: Any) -> list[Image]:
-    """Return the images in the content of a message. Letta keeps them as base64, under a source of its own."""
+    """Return the images in the content of a message. Letta keeps them as base64, under a separate source."""
     found = []
     for part in content if isinstance(content, list) else ():
         source = part.get("source") if isinstance(part, dict) and part.get("type") == "image" else None

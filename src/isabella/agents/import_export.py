@@ -1,6 +1,6 @@
 """Export of agents to agent files (`.af`) without any key, and import, bound to a model that works here.
 
-Letta's own export has no archival memory. This one adds the passages under a key of Isabella's own. Fields that may
+Letta's own export has no archival memory. This one adds the passages under a key of its own. Fields that may
 hold a secret are left out, and secrets that this process knows are masked everywhere.
 """
 
@@ -44,7 +44,7 @@ _MEMORY_TYPES = frozenset({"letta_core", "letta_memory_core", "letta_sleeptime_c
 
 @dataclass(frozen=True)
 class Additions:
-    """What an import adds to the agent of an agent file."""
+    """The additions of an import to the agent of an agent file."""
 
     own: AgentMetadata = field(default_factory=AgentMetadata)  # Isabella's part of its metadata
     tags: tuple[str, ...] = ()
@@ -93,7 +93,7 @@ async def agent_document(registry: AgentRegistry, record: AgentRecord) -> dict[s
         agent.update({name: value for name, value in _LEFT_OUT.items() if name in agent})
         agent["metadata"] = _without_own_metadata(agent.get("metadata"))
         agent["tags"] = _without_definition(agent.get("tags"))
-    # The tokens, headers and environments of MCP servers stay here; their tools have to be attached again.
+    # The tokens, headers and environments of MCP servers stay here; their tools must be attached again.
     document["mcp_servers"] = []
     return document
 
@@ -285,7 +285,7 @@ async def _take_tools(
     others = [name for name in file.tools if name not in MEMORY_TOOLS]
     if others and with_tools is None:
         raise AgentFileRefused(
-            "The file brings tools that can fetch addresses or run programs on Letta's machine: "
+            "The file contains tools that can fetch URLs or run programs on Letta's machine: "
             f"{redact(', '.join(others))[:2000]}.",
             remedy="Read them first. Then import it with `--with-tools` (over HTTP: tools=true) to import them, "
             "or with `--without-tools` (tools=false) to leave them out.",

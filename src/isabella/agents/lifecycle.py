@@ -1,4 +1,4 @@
-"""The beginning and the end of agents: create after a definition, rename, duplicate, and delete with their memory."""
+"""The lifecycle of agents: create from a definition, rename, duplicate, and delete with their memory."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Count:
 
 @dataclass(frozen=True)
 class Losses:
-    """What is lost when an agent is deleted."""
+    """The losses when an agent is deleted."""
 
     messages: Count  # messages of the user and of the agent
     passages: Count  # of archival memory; none if another agent has the same archive
@@ -71,7 +71,7 @@ def templates(definitions: Sequence[AgentDefinition]) -> list[AgentDefinition]:
     lambda agents, wanted: {"subject": wanted.name, "definition": wanted.definition, "model": wanted.handle},
 )
 async def create_agent(agents: AgentService, wanted: NewAgent) -> AgentRecord:
-    """Create an agent after a definition, with memory of its own, and return it.
+    """Create an agent from a definition, with its own memory, and return it.
 
     Raises `AgentNameRefused`, `AgentExists`, `ModelUnknown` or `LettaError`. No incomplete agent stays behind.
     """
@@ -159,7 +159,7 @@ def _template(definitions: Sequence[AgentDefinition], wanted: NewAgent) -> Agent
     if not matches:
         ids = ", ".join(one.id for one in usable)
         raise AgentUnknown(
-            english("No agent can be created after the definition %(id)s.", id=repr((wanted.definition or "")[:60])),
+            english("No agent can be created from the definition %(id)s.", id=repr((wanted.definition or "")[:60])),
             remedy=english("There are: %(ids)s.", ids=ids) if ids else english("The agents file defines none."),
         )
     definition = replace(matches[0], name=wanted.name)

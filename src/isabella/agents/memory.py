@@ -129,7 +129,7 @@ class CoreMemory:
                     number=number,
                     label=repr(label),
                 ),
-                remedy=english("Choose one of those that the block's history lists."),
+                remedy=english("Choose a version from the block's history."),
             )
         return await self.write(agent_id, label, version.value, seen=seen, restored=number)
 
@@ -157,7 +157,7 @@ class CoreMemory:
             self.history.note(block.id, label, block.value, agent_id)
             if seen not in (ANY_VERSION, block.version):
                 raise MemoryChanged(
-                    english("The memory block %(label)s has been changed meanwhile.", label=repr(label)),
+                    english("The memory block %(label)s has changed in the meantime.", label=repr(label)),
                     version=block.version,
                     remedy=english("Read it again, and make your change to the current text."),
                 )
@@ -216,13 +216,13 @@ class ArchivalMemory:
         for part in (text, *tags):
             check_text(part)
         if not text.strip():
-            raise MemoryRefused(english("A passage cannot be empty."), remedy=english("Give it a text."))
+            raise MemoryRefused(english("A passage cannot be empty."), remedy=english("Enter a text."))
         try:
             return _passage(await self._letta.passages.add(agent_id, text, tags=tags, created_at=created_at))
         except LettaRefused as refused:
             if _TOO_LONG in refused.detail:
                 raise MemoryTooLong(
-                    english("The passage is longer than archival memory takes (8192 tokens)."),
+                    english("The passage is longer than archival memory accepts (8192 tokens)."),
                     remedy=english("Divide it into several."),
                 ) from None
             raise

@@ -1,4 +1,4 @@
-"""What Isabella stores in Letta with an agent: tags to find it, and in its metadata what she last wrote."""
+"""Isabella's data on an agent in Letta: tags to find it, and metadata with the values that Isabella last wrote."""
 
 from __future__ import annotations
 

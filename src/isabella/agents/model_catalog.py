@@ -169,7 +169,7 @@ class ModelCatalog:
     async def choose(self, handles: Iterable[str], *, window: int | None = None) -> Binding:
         """Return the first of these that works, else the first that works at all, else the first with a key.
 
-        If one names a vendor's default model, and the vendor does not list it any more, the best listed one counts.
+        If one names a vendor's default model, and the vendor no longer lists it, the best listed one counts.
         """
         preferred = list(handles)
         for handle in preferred:
@@ -263,7 +263,7 @@ class ModelCatalog:
             return answer
 
     def _tell_replaced(self, provider: Desired, answer: VendorAnswer) -> None:
-        """Say once that the vendor does not list its default model any more, and which one counts."""
+        """Log once that the vendor no longer lists its default model, and which model replaces it."""
         default, best = provider.vendor.default_model, next(iter(ordered_models(provider.vendor, answer)), None)
         if default is None or best is None or not answer.models or default in answer.models:
             return
@@ -271,7 +271,7 @@ class ModelCatalog:
             self._told.add((provider.name, best))
             variable = provider.vendor.model_env
             text = english(
-                "%(vendor)s has no %(default)s any more; %(best)s takes its place.",
+                "%(vendor)s no longer has %(default)s; %(best)s takes its place.",
                 vendor=provider.vendor.title,
                 default=default,
                 best=best,

@@ -40,7 +40,7 @@ _ROLES = {
 
 @dataclass(frozen=True)
 class PromptBudget:
-    """The sizes of the parts of a prompt in tokens, and the window that they have to fit into."""
+    """The sizes of the parts of a prompt in tokens, and the window that they must fit into."""
 
     parts: Mapping[str, int]  # `persona`, `memory blocks`, `metadata`, one for each tool, and `conversation`
     window: int  # of the model, in tokens

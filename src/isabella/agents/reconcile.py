@@ -25,7 +25,7 @@ from isabella.system.english import english
 
 
 class EnsureOutcome(StrEnum):
-    """What was done about an agent."""
+    """The outcome for an agent."""
 
     KEPT = "kept"
     CREATED = "created"
@@ -48,7 +48,7 @@ class EnsureResult:
 
     @property
     def sentence(self) -> str:
-        """What was done, for people."""
+        """The outcome, as a sentence."""
         match self.done:
             case EnsureOutcome.CREATED:
                 return f"{self.name}: created on {self.handle}"
@@ -311,7 +311,7 @@ async def tool_ids(registry: AgentRegistry, names: Sequence[str]) -> dict[str, s
 def new_agent_fields(
     definition: AgentDefinition, binding: Binding, own: AgentMetadata, vectors: EmbeddingSetup | None
 ) -> dict[str, Any]:
-    """Return Letta's fields of a new agent after a definition, without its tags and the blocks that it shares.
+    """Return Letta's fields of a new agent from a definition, without its tags and the blocks that it shares.
 
     `own` is Isabella's part of its metadata; the search method of its archival memory is added.
     """

@@ -69,7 +69,7 @@ async def reflect(
     quiet_for: float = 0.0,
     now: datetime | None = None,
 ) -> Reflection:
-    """Have an agent reflect on the messages since its last reflection, if the last one is `quiet_for` seconds old.
+    """Make an agent reflect on the messages since its last reflection, if the last one is `quiet_for` seconds old.
 
     `agent_service.memory.hold` delays the other agent's turns meanwhile. If the turn or Letta fails, nothing is lost:
     the next reflection reads the messages again. `now` is for tests.

@@ -90,7 +90,7 @@ class BindingResult:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the agent's owner should know, one sentence each."""
+        """Sentences for the agent's owner."""
         notes = []
         if self.lowered is not None and self.lowered.wanted is not None:
             notes.append(
@@ -105,7 +105,7 @@ class BindingResult:
         if not self.calls_tools:
             notes.append(
                 english(
-                    "This model calls no tools, so the agent cannot write into its memory or search it by "
+                    "This model cannot call tools, so the agent cannot write into its memory or search it by "
                     "itself. An agent on another model that reflects on it (`reflects_on`) can write for "
                     "it."
                 )
@@ -175,8 +175,8 @@ class AgentRegistry:
         except LettaRefused as refused:
             if refused.status in (404, 422):
                 raise AgentUnknown(
-                    english("There is no agent %(agent_id)s any more.", agent_id=agent_id),
-                    remedy=english("`isabella agents list` shows those that there are."),
+                    english("The agent %(agent_id)s no longer exists.", agent_id=agent_id),
+                    remedy=english("`isabella agents list` shows the existing ones."),
                 ) from None
             raise
 
@@ -189,7 +189,7 @@ class AgentRegistry:
             )
         if any(other.name.casefold() == name.casefold() and other.id != of for other in await self.all()):
             raise AgentExists(
-                english("There is an agent %(name)s already.", name=repr(name)),
+                english("An agent named %(name)s already exists.", name=repr(name)),
                 remedy=english("Choose another name."),
             )
 
@@ -279,7 +279,7 @@ class AgentRegistry:
         return await self.fit(record.id, result)
 
     async def _shrink(self, record: AgentRecord, new: Binding) -> bool:
-        """Have the conversation of an agent summarised if it is too long for a new model. Return whether it was."""
+        """Summarise an agent's conversation if it is too long for a new model. Return whether it was summarised."""
         if record.llm is None or new.window >= record.llm.window:
             return False
         room = new.window - new.window // 4  # the rest is for the next message and its answer

@@ -26,7 +26,7 @@ _GUESSES = (8192, 30_000)  # the windows that Letta assumes if it does not know 
 
 
 class BindingFault(StrEnum):
-    """What is wrong with an agent's binding."""
+    """A fault of an agent's binding."""
 
     KEY_IGNORED = "key_ignored"  # its client never uses the stored key (fact M3)
     CANNOT_STREAM = "cannot_stream"  # its client cannot stream for its type of agent (fact M26)
@@ -42,7 +42,7 @@ class BindingFault(StrEnum):
 
 @dataclass(frozen=True)
 class AvailableBindings:
-    """What agents can be bound to."""
+    """The bindings that agents can have."""
 
     #: base URLs of the providers in Letta, by name; None if Letta derives it from the type
     live: Mapping[str, str | None]
@@ -58,7 +58,7 @@ class AvailableBindings:
 
 @dataclass(frozen=True)
 class BindingDiagnosis:
-    """What is wrong with one agent."""
+    """The diagnosis of one agent's binding."""
 
     fault: BindingFault
     why: str  # one clause, for people
@@ -69,7 +69,7 @@ class BindingDiagnosis:
 def diagnose(
     llm: LlmConfig | None, available: AvailableBindings, preferred: Sequence[str] = ()
 ) -> BindingDiagnosis | None:
-    """Return what is wrong with an agent; None if nothing is, or if it cannot be told."""
+    """Return what is wrong with an agent; None if nothing is, or if that is unknown."""
     if llm is None or not llm.provider:
         return None
     if llm.category == "base" and not (llm.handle or "").startswith(_PROXY):
@@ -80,7 +80,7 @@ def diagnose(
         why = english("its provider %(provider)s is not in Letta", provider=llm.provider)
         return BindingDiagnosis(BindingFault.PROVIDER_GONE, why, instead=instead)
     if llm.model not in available.listed.get(llm.provider, {llm.model}):
-        why = english("%(provider)s has no model %(model)s any more", provider=llm.provider, model=llm.model)
+        why = english("%(provider)s no longer has the model %(model)s", provider=llm.provider, model=llm.model)
         return BindingDiagnosis(BindingFault.MODEL_GONE, why, instead=instead)
     explicit = explicit_binding(llm, available)
     fault = None if explicit is None else next(binding_faults(llm, explicit), None)

@@ -66,7 +66,7 @@ class BackendClient:
         self._client.close()
 
     def wait_until_ready(self, seconds: float, say: Callable[[str], None]) -> None:
-        """Wait while the backend starts, or starts Letta again; `say` is told each reason once.
+        """Wait while the backend starts, or restarts Letta; `say` receives each reason once.
 
         Raises `IsabellaError` if it ends meanwhile. After `seconds` without another reason, the wait ends as well.
         """

@@ -89,7 +89,7 @@ def verify(
     env_file: EnvFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read a backup into a database of its own, compare every count, and decrypt every secret in it.
+    """Read a backup into a separate database, compare every count, and decrypt every secret in it.
 
     Nothing else is changed. Exit code: 0 it can be restored, otherwise 1.
     """
@@ -174,7 +174,7 @@ def _server(release: str, instance: str, home: Path | None, env_file: Path | Non
     settings = configured_settings(env_file, home=home)
     if settings.letta_base_url is not None:
         raise ConfigurationError(
-            "LETTA_BASE_URL names a Letta server of your own, whose database Isabella does not back up.",
+            "LETTA_BASE_URL names your own Letta server, whose database Isabella does not back up.",
             remedy="Back it up with the tools of its Postgres, and keep LETTA_ENCRYPTION_KEY with it.",
         )
     return embedded_server(settings, release=release, instance=instance), BackupPolicy.of(settings)
@@ -241,7 +241,7 @@ def _passphrase(file: Path | None, prompt: str, *, confirm: bool = False) -> Sec
     else:
         raise ConfigurationError(
             "A passphrase is needed, and standard input is not a terminal.",
-            remedy="Name a file with it by --passphrase-file.",
+            remedy="Pass a file with it as --passphrase-file.",
         )
     if not text:
         raise ConfigurationError("The passphrase is empty.", remedy="Give one of several words.")

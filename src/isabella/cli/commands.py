@@ -77,7 +77,7 @@ def find_vendor(settings: Settings, name: str) -> Desired:
     if found is None:
         known = ", ".join(one.vendor.name for one in every)
         remedy = f"It knows {known}. Any other OpenAI-compatible server needs its address: --base-url URL."
-        raise ConfigurationError(f"Isabella knows no vendor {name!r}.", remedy=remedy)
+        raise ConfigurationError(f"There is no vendor {name!r}.", remedy=remedy)
     return found
 
 

@@ -30,7 +30,7 @@ def up(home: Home = None, env_file: EnvFile = None) -> None:
 
 @app.command()
 def down(home: Home = None, env_file: EnvFile = None) -> None:
-    """Stop the gateway. Its port stays the same. Agents get no answer until it is started again."""
+    """Stop the gateway. Its port stays the same. Agents get no answer until it is restarted."""
     from isabella.gateway import process
 
     stopped = process.daemon(configured_settings(env_file, home=home).home).stop()
@@ -74,7 +74,7 @@ def run(
     home: Home = None,
     env_file: EnvFile = None,
 ) -> None:
-    """Run the gateway in the foreground, beside a Letta server of your own, until Ctrl-C.
+    """Run the gateway in the foreground, beside your own Letta server, until Ctrl-C.
 
     ISABELLA_GATEWAY, in the configuration of Isabella and of the gateway, is its URL as Letta reaches it.
     """

@@ -40,7 +40,7 @@ Release = Annotated[str, typer.Option("--version", metavar="0.16.x", help="The r
 Instance = Annotated[
     str,
     typer.Option(
-        "--instance", metavar="NAME", help="A further server of the release, with data of its own.", callback=_valid
+        "--instance", metavar="NAME", help="Another server of the release, with its own data.", callback=_valid
     ),
 ]
 
@@ -91,7 +91,7 @@ def run(
     home: Home = None,
     env_file: EnvFile = None,
 ) -> None:
-    """Run an installed Letta in the foreground, on a Postgres of your own with pgvector, for instance in a container.
+    """Run an installed Letta in the foreground, on your own Postgres with pgvector, for instance in a container.
 
     It needs ISABELLA_DATABASE_URL (or ISABELLA_POSTGRES_URL), LETTA_API_KEY and LETTA_ENCRYPTION_KEY, or files with
     them. Its own log goes to standard output. It migrates the database first if necessary.
@@ -201,7 +201,7 @@ def logs(
     path = current.postgres_log if postgres else current.letta_log
     if postgres and current.own_postgres is not None:
         raise EmbeddedError(
-            f"Letta's database is in a Postgres of your own, at {current.own_postgres}.",
+            f"Letta's database is in your own Postgres, at {current.own_postgres}.",
             remedy="Read the log that this Postgres writes.",
         )
     if path is None or not (path.exists() or follow):

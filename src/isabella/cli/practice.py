@@ -65,7 +65,7 @@ def serve(
 ) -> None:
     """Run the practice vendors in the foreground, with the keys of the configuration, for instance in a container.
 
-    Each vendor accepts the key that is configured for it (CEREBRAS_API_KEY, …), which has to be set.
+    Each vendor accepts the key that is configured for it (CEREBRAS_API_KEY, …), which must be set.
     """
     from isabella.practice.foreground import serve as serve_in_foreground
 

@@ -59,7 +59,7 @@ def set_up(
 
 
 def _vendor(settings: Settings, name: str, base_url: str | None) -> tuple[Vendor, bool]:
-    """Return the vendor to set up, and whether `isabella.toml` has to declare it."""
+    """Return the vendor to set up, and whether `isabella.toml` must declare it."""
     try:
         return find_vendor(settings, name).vendor, False
     except ConfigurationError:
@@ -192,7 +192,7 @@ def _ask(vendor: Vendor, address: str, key: SecretStr | None) -> VendorAnswer:
         if vendor.key_route is None or answer.verdict is not KeyVerdict.ACCEPTED:
             return answer
         known = await ask_about_key(f"{address}/{vendor.key_route}", sent)
-        # A proxy of the operator's in front of the vendor may not have the route.
+        # The operator's proxy in front of the vendor may not have the route.
         return answer if known.verdict in (KeyVerdict.ACCEPTED, KeyVerdict.WRONG_ADDRESS) else known
 
     return run(asked, as_json=False)
@@ -233,7 +233,7 @@ def _chosen_model(vendor: Vendor, model: str | None, answer: VendorAnswer | None
         remedy = "Agents need a model for conversations, with a window of 4,096 tokens or more."
         raise ConfigurationError(f"{vendor.title} has no model for an agent.", remedy=remedy)
     if vendor.default_model is not None:
-        print_message(f"{vendor.title} has no {vendor.default_model} any more.")
+        print_message(f"{vendor.title} no longer has {vendor.default_model}.")
     if not _is_terminal():
         return offered[0]
     for id in offered[:_SHOWN]:
@@ -295,7 +295,7 @@ def _current(settings: Settings, name: str) -> str | None:
 
 
 def _report(settings: Settings, vendor: Vendor, address: str, model: str | None, answer: VendorAnswer | None) -> None:
-    """Say what was found, and what to do next."""
+    """Print the result and the next step."""
     best = model
     if answer is not None:
         best = model or next(iter(ordered_models(vendor, answer)), None)
@@ -319,7 +319,7 @@ def _described(model: ListedModel, vendor: Vendor) -> str:
     window = model.window or vendor.models.get(model.id)
     words = [
         model.id,
-        f"a window of {window:,} tokens" if window else f"window not told, {vendor.default_window:,} assumed",
+        f"a window of {window:,} tokens" if window else f"window not reported, {vendor.default_window:,} assumed",
     ]
     words += ["no tools: it cannot remember by itself"] if model.tools is False else []
     words += [f"ends {model.end or 'soon'}"] if model.ending else []

@@ -59,7 +59,7 @@ def _row(one: Desired) -> dict[str, Any]:
 
 @app.command()
 def models(name: Name, env_file: EnvFile = None, as_json: AsJson = False) -> None:
-    """List the models of a vendor that is set up, as it tells them: windows, prices, and ends of life."""
+    """List the models of a vendor that is set up, as it reports them: windows, prices, and ends of life."""
     from dataclasses import asdict
 
     from isabella.agents.model_catalog import ordered_models

@@ -51,16 +51,16 @@ def clean_key(raw: str) -> CleanKey:
     value = raw.strip()
     if value != raw:
         what = english("a trailing newline") if raw.rstrip("\r\n") == value else english("surrounding white space")
-        notes[english("%(what)s was taken off", what=what)] = None
+        notes[english("%(what)s was removed", what=what)] = None
     wrapped = ""
     while value != wrapped:
         wrapped = value
         if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"`":
             value = value[1:-1].strip()
-            notes[english("surrounding quotes were taken off")] = None
+            notes[english("surrounding quotes were removed")] = None
         if _BEARER.match(value):
             value = value[6:].strip()
-            notes[english("the word Bearer was taken off")] = None
+            notes[english("the word Bearer was removed")] = None
     if not value:
         raise KeyEmpty(english("it is empty"))
     prefix = known_prefix(value)

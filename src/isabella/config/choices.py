@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Strategy(StrEnum):
-    """How a sync changes the providers in Letta."""
+    """The strategy by which a sync changes the providers in Letta."""
 
     #: Keep what is proven, update in place if that can work, recreate only if nothing else works.
     AUTO = "auto"

@@ -48,7 +48,7 @@ class _Declaration(BaseModel):
     def _is_no_key(cls, value: str | None) -> str | None:
         # Some keys have the form of a variable name, and variable names are shown.
         if value is not None and value.startswith(KNOWN_PREFIXES):
-            raise ValueError(english("it has to name the variable that holds the key; this file must not hold a key"))
+            raise ValueError(english("it must name the variable that holds the key; this file must not hold a key"))
         return value
 
     @field_validator("name")
@@ -99,7 +99,7 @@ def declared_vendors(path: Path) -> tuple[Vendor, ...]:
         raise _malformed(path, _line_of(text, unknown), english("unknown entry %(name)s", name=repr(unknown)), remedy)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         remedy = english("Begin each with [[providers]].")
-        raise _malformed(path, _line_of(text, "providers"), english("providers have to be tables"), remedy)
+        raise _malformed(path, _line_of(text, "providers"), english("providers must be tables"), remedy)
     taken = {vendor.provider: english("the catalog") for vendor in usual_vendors()}
     vendors = []
     header = re.compile(r"\s*\[\[\s*providers\s*\]\]")

@@ -159,7 +159,7 @@ def output(words: list[str], *, name: str, given: bytes = b"", seconds: float | 
             stdin=subprocess.PIPE if given else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            # A group of its own: a program that it has started ends with it.
+            # Its own process group: a program that it has started ends with it.
             start_new_session=True,
         )
     except OSError as error:
@@ -170,7 +170,7 @@ def output(words: list[str], *, name: str, given: bytes = b"", seconds: float | 
         except subprocess.TimeoutExpired:
             _end_group(process)
             raise TimedOut(
-                english("%(name)s has not ended within %(limit)s s", name=name, limit=format(limit, "g"))
+                english("%(name)s did not end within %(limit)s s", name=name, limit=format(limit, "g"))
             ) from None
     if process.returncode != 0:
         raise Failed(

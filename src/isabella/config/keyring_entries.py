@@ -1,6 +1,6 @@
 """Keys in the desktop's keyring, by the package `keyring`, which the extra `isabella[keyring]` installs.
 
-A locked keyring may open a dialog and wait for it, so an entry is read and stored by a process of its own
+A locked keyring may open a dialog and wait for it, so an entry is read and stored by a separate process
 (`keyring_program`), which is ended at its time limit. A key passes through pipes, never through an argument.
 """
 
@@ -32,7 +32,7 @@ class KeyringEntry:
         """Return the entry of a setting; raise `ValueError`. A service may have slashes in it."""
         service, _, username = text.strip().rpartition("/")
         if not service or not username:
-            raise ValueError(english("it has to be SERVICE/USERNAME, such as isabella/groq"))
+            raise ValueError(english("it must be SERVICE/USERNAME, such as isabella/groq"))
         return cls(service, username)
 
     def __str__(self) -> str:

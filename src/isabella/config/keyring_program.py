@@ -29,7 +29,7 @@ class _Failure(Exception):
 def main() -> None:
     """Answer one request."""
     request = json.load(sys.stdin)
-    # A backend may print; the answer has to be the only text on standard output.
+    # A backend may print; the answer must be the only text on standard output.
     with redirect_stdout(sys.stderr):
         try:
             answer = _answer(request["service"], request["username"], request.get("key"))
@@ -77,7 +77,9 @@ def _answer(service: str, username: str, key: str | None) -> dict[str, object]:
         )
         raise _Failure(why, remedy)
     if key is not None and found != key:
-        raise _Failure(english("%(keyring)s gives another key than was stored", keyring=_name(backend)), DIAGNOSE)
+        raise _Failure(
+            english("%(keyring)s returns a key other than the one that was stored", keyring=_name(backend)), DIAGNOSE
+        )
     return {"keyring": _name(backend), "key": found}
 
 

@@ -1,4 +1,4 @@
-"""What a vendor accepts in a chat request, where it differs from OpenAI."""
+"""Differences between a vendor's chat API and OpenAI's."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Embeddings(StrEnum):
 
 
 class WatchMode(StrEnum):
-    """How a changed configuration is noticed while the backend runs."""
+    """The way a changed configuration is noticed while the backend runs."""
 
     #: By reports of the file system, and regular checks.
     AUTO = "auto"
@@ -99,7 +99,7 @@ class Settings(BaseSettings):
     strict: bool = False  #: whether the start fails if a provider is not proven
     provider_types: ProviderTypes = ProviderTypes.NATIVE
     database_url: SecretStr | None = None  #: Letta's Postgres, for locks that hold across processes
-    postgres_url: SecretStr | None = None  #: a Postgres of the operator's own for the embedded Letta
+    postgres_url: SecretStr | None = None  #: the operator's own Postgres for the embedded Letta
     config_file: Path = Path("isabella.toml")  #: declares further vendors
     agents_file: Path | None = None  #: defines the agents; None: those of the package
     embeddings: Embeddings = Embeddings.AUTO
@@ -158,7 +158,7 @@ class Settings(BaseSettings):
         if text.lower() in ("", *_GATEWAY_MODES):
             return text.lower() or "auto"
         if "://" not in text:
-            raise ValueError(english("it has to be auto, on, off, or a URL like http://127.0.0.1:8284"))
+            raise ValueError(english("it must be auto, on, off, or a URL like http://127.0.0.1:8284"))
         return http_address(text)
 
     @field_validator("cors_origins")
@@ -167,7 +167,7 @@ class Settings(BaseSettings):
         for origin in value:
             parsed = urlsplit(http_address(origin))
             if parsed.path or origin != f"{parsed.scheme}://{parsed.netloc}":
-                raise ValueError(english("each has to be an origin like https://chat.example, without a path"))
+                raise ValueError(english("each must be an origin like https://chat.example, without a path"))
         return value
 
     @field_validator("letta_encryption_key")
@@ -176,7 +176,7 @@ class Settings(BaseSettings):
         if value is not None and not is_master_key(value.get_secret_value()):
             raise ValueError(
                 english(
-                    "it has to be 64 hexadecimal characters (32 bytes). Make one with: %(command)s",
+                    "it must be 64 hexadecimal characters (32 bytes). Make one with: %(command)s",
                     command=MAKE_MASTER_KEY,
                 )
             )
@@ -199,7 +199,7 @@ class Settings(BaseSettings):
     @classmethod
     def _are_public_keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not all(re.fullmatch(r"age1[0-9a-z]{50,}", key) for key in value):
-            raise ValueError(english("each has to be a public key of age, which begins with age1"))
+            raise ValueError(english("each must be an age public key, which begins with age1"))
         return value
 
     @field_validator("refresh_at", "backup_at", mode="before")
@@ -210,7 +210,7 @@ class Settings(BaseSettings):
         text = value.strip()
         found = re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)", text)
         if text and found is None:
-            raise ValueError(english("it has to be a local time such as 03:30, or empty for never"))
+            raise ValueError(english("it must be a local time such as 03:30, or empty for never"))
         return None if found is None else time(int(found[1]), int(found[2]))
 
     @field_validator("letta_api_key")
@@ -249,7 +249,7 @@ class Settings(BaseSettings):
 
     @property
     def known_database(self) -> SecretStr | None:
-        """The URL of the Postgres of a Letta of the operator's own; None if it is not known."""
+        """The URL of the Postgres of the operator's own Letta; None if it is not known."""
         return self.database_url or self.postgres_url
 
     @property
@@ -314,7 +314,7 @@ def load_settings(
 
 
 def what_is_wrong(problem: ErrorDetails) -> str:
-    """Return the text of a problem that pydantic has found; that of a validator of Isabella's can be translated."""
+    """Return the text of a problem that pydantic has found; that of an Isabella validator can be translated."""
     error = problem.get("ctx", {}).get("error")
     return error.args[0] if isinstance(error, ValueError) else problem["msg"]
 
@@ -385,7 +385,7 @@ def duration(value: str) -> float:
         return float(text)
     parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
     if not text or parts is None:
-        raise ValueError(english("it has to be seconds, or a duration such as 90s, 5m or 1h30m"))
+        raise ValueError(english("it must be a number of seconds, or a duration such as 90s, 5m or 1h30m"))
     hours, minutes, seconds = (int(part or 0) for part in parts.groups())
     return 3600.0 * hours + 60.0 * minutes + seconds
 
@@ -396,7 +396,7 @@ def http_address(value: str) -> str:
     try:
         parsed = _ADDRESS.validate_python(address)
     except ValidationError:
-        raise ValueError(english("it has to be an address like http://127.0.0.1:8283")) from None
+        raise ValueError(english("it must be an address like http://127.0.0.1:8283")) from None
     if parsed.username or parsed.password:
         raise ValueError(english("it must not hold a user name or a password"))
     if parsed.query or parsed.fragment:

@@ -41,7 +41,7 @@ class Sources:
 
     @classmethod
     def read(cls, env_file: Path | None = None, environment: Mapping[str, str] | None = None) -> Sources:
-        """Read the environment and `.env`, or another file, which then has to exist; raise `ConfigurationError`."""
+        """Read the environment and `.env`, or another file, which must then exist; raise `ConfigurationError`."""
         environment = dict(os.environ if environment is None else environment)
         path = Path(".env") if env_file is None else env_file
         try:

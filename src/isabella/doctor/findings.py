@@ -22,7 +22,7 @@ _VALUE = re.compile(r"\{(\w+)\}")
 
 
 class Severity(StrEnum):
-    """How much a finding matters."""
+    """The severity of a finding."""
 
     ERROR = "error"  # agents fail now, or will at the next start
     WARNING = "warning"  # it works, but not as intended, or it will fail later
@@ -30,7 +30,7 @@ class Severity(StrEnum):
 
 
 class Fix(StrEnum):
-    """What `--fix` does about a finding."""
+    """The action of `--fix` on a finding."""
 
     CHMOD = "chmod"  # make a file readable for its owner only
     SYNC = "sync"  # bring a provider in sync, as `isabella providers sync --only NAME` does
@@ -39,7 +39,7 @@ class Fix(StrEnum):
 
 @dataclass(frozen=True)
 class Remedy:
-    """What to do about a finding."""
+    """The remedy of a finding."""
 
     text: str  # one or two sentences; they include the command, if there is one
     command: str | None = None  # a literal command; to run after the setting is corrected, if there is one

@@ -74,12 +74,12 @@ class RecognisedMessage:
 
     @property
     def meaning(self) -> str:
-        """What the message means here."""
+        """The meaning of the message in this place."""
         return _filled(self.message.meaning, self.values)
 
     @property
     def remedy(self) -> str:
-        """What to do here."""
+        """The remedy in this place."""
         return _filled(self.message.remedy, self.values)
 
     def as_json(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The file of a backup: a tar archive, encrypted as a whole in the format of `age`.
 
-Nothing of it can be read without a key, and everybody with one can open it without Isabella: `age -d FILE | tar x`.
+Nothing of it can be read without a key, and anyone with one can open it without Isabella: `age -d FILE | tar x`.
 It is written and read as a stream. Long parts are stored in pieces, because a tar archive needs the size of each
 member before its content. The last member is the manifest, with size and hash of every part.
 """
@@ -70,7 +70,7 @@ def write(path: Path, recipients: Sequence[x25519.Recipient], parts: Iterable[Pa
         raise EmbeddedError(
             english("The backup %(path)s cannot be written: %(why)s.", path=path, why=reason),
             remedy=english(
-                "Make room there, correct its permissions, or set ISABELLA_BACKUP_FOLDER to another folder."
+                "Free space there, correct its permissions, or set ISABELLA_BACKUP_FOLDER to another folder."
             ),
         ) from error
     finally:
@@ -199,7 +199,7 @@ def _damaged(path: Path, part: str, reason: str) -> BackupRefused:
 
 
 class _Source:
-    """What is encrypted, as the file that `pyrage` reads."""
+    """The plaintext, as the file that `pyrage` reads."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
@@ -245,7 +245,7 @@ class _Sink:
 
 
 class _Decrypted:
-    """What a file contains, decrypted by a thread into a pipe."""
+    """The content of a file, decrypted by a thread into a pipe."""
 
     def __init__(self, file: io.BufferedReader, identities: Sequence[x25519.Identity]) -> None:
         reader, writer = os.pipe()
@@ -278,7 +278,7 @@ class _Decrypted:
         if "No matching keys" in str(error):
             return NoKeyOpens(
                 f"No key here opens the backup {path}, or {_HEADER} is damaged.",
-                remedy="Name the file with the key by --identity; docs/backups.md says which one it is.",
+                remedy="Pass the file with the key as --identity; docs/backups.md says which one it is.",
             )
         return _damaged(path, _HEADER, str(error).splitlines()[0])
 

@@ -36,7 +36,7 @@ def parse_recipients(texts: Iterable[str]) -> list[x25519.Recipient]:
             found.append(x25519.Recipient.from_str(text))
         except RecipientError:
             raise ConfigurationError(
-                f"{redaction.redact(text)[:24]!r} is not a public key of age.",
+                f"{redaction.redact(text)[:24]!r} is not an age public key.",
                 remedy="A public key begins with age1; `age-keygen` or `isabella backup key` shows it.",
             ) from None
     return found
@@ -55,8 +55,8 @@ def own_key(home: Path) -> x25519.Identity | None:
         return None
     except (ValueError, BackupRefused):
         raise EmbeddedError(
-            f"{path} is damaged: it should hold one secret key of age.",
-            remedy="Restore it from a copy, or move it away: then a new one is made, which opens later backups only.",
+            f"{path} is damaged: it should hold one age secret key.",
+            remedy="Restore it from a copy, or move it away: a new one is then made, which opens only later backups.",
         ) from None
     return identity
 
@@ -113,7 +113,7 @@ def load_keys(path: Path, passphrase: SecretStr | None) -> Sequence[x25519.Ident
         return _parse(path, files.read(path).text)
     if passphrase is None:
         raise BackupRefused(
-            f"{path} is encrypted with a passphrase.", remedy="Name a file with the passphrase by --passphrase-file."
+            f"{path} is encrypted with a passphrase.", remedy="Pass a file with the passphrase as --passphrase-file."
         )
     from pyrage import DecryptError
     from pyrage import passphrase as sealing
@@ -122,7 +122,7 @@ def load_keys(path: Path, passphrase: SecretStr | None) -> Sequence[x25519.Ident
         return _parse(path, sealing.decrypt(files.read(path).data, passphrase.get_secret_value()).decode())
     except (DecryptError, UnicodeDecodeError):
         raise BackupRefused(
-            f"The passphrase does not open {path}, or the file is damaged.", remedy="Repeat it with the right one."
+            f"The passphrase does not open {path}, or the file is damaged.", remedy="Enter the right one."
         ) from None
 
 
@@ -136,9 +136,7 @@ def _parse(path: Path, text: str) -> list[x25519.Identity]:
     except IdentityError:
         found = []
     if not found:
-        raise BackupRefused(
-            f"{path} holds no secret key of age.", remedy="Name a file that `age-keygen` has written."
-        )
+        raise BackupRefused(f"{path} holds no age secret key.", remedy="Name a file written by `age-keygen`.")
     return found
 
 

@@ -63,7 +63,7 @@ _NAME = re.compile(rf"isabella-(?P<source>.+)-(?P<at>\d{{8}}T\d{{12}}Z)-(?P<reas
 
 @dataclass(frozen=True)
 class Backup:
-    """A file with a backup, as far as its name and size tell."""
+    """A backup file, as far as its name and size show."""
 
     path: Path
     source: str  # release and instance, as in the name of its folder
@@ -74,7 +74,7 @@ class Backup:
 
 @dataclass(frozen=True)
 class BackupPolicy:
-    """Where backups are made, who can open them, and what of the configuration they contain."""
+    """The folder of backups, their recipients, and the parts of the configuration that they contain."""
 
     settings: Settings = field(repr=False)
     folder: Path
@@ -103,7 +103,7 @@ class BackupPolicy:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a backup says about itself. Its keys are those that decrypt Letta's values, the current one first."""
+    """The description in a backup. Its keys are those that decrypt Letta's values, the current one first."""
 
     release: str
     at: str
@@ -177,7 +177,7 @@ def create(
                 why=state.why(error),
             ),
             remedy=english(
-                "Make room there, correct its permissions, or set ISABELLA_BACKUP_FOLDER to another folder."
+                "Free space there, correct its permissions, or set ISABELLA_BACKUP_FOLDER to another folder."
             ),
         ) from error
     with databases.snapshot(access.letta) as snapshot:
@@ -329,13 +329,13 @@ def _check(path: Path, texts: Mapping[str, str], release: str) -> Contents:
         made_in = int(about["format"])
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise BackupRefused(
-            f"{path} is not a backup of Isabella's, or one of a later version ({error}).",
-            remedy="Use a backup that `isabella backup create` has made.",
+            f"{path} is not an Isabella backup, or was made by a later version ({error}).",
+            remedy="Use a backup made by `isabella backup create`.",
         ) from None
     redaction.remember(*keys)
     if made_in > archive.FORMAT or _numbers(contents.release) > _numbers(release):
         raise BackupRefused(
-            f"The backup {path} is of Letta {contents.release} (format {made_in}), and this is Letta {release}.",
+            f"The backup {path} is from Letta {contents.release} (format {made_in}), and this is Letta {release}.",
             remedy=f"Restore it with a later Isabella, or with --version {contents.release}.",
         )
     return contents

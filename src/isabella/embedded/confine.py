@@ -69,7 +69,7 @@ def sandbox(bwrap: str, program: Path, folder: Path) -> list[str]:
 
 
 def confine_children(prefix: list[str]) -> None:
-    """Have every program that this process starts begin with `prefix`, and without this process's secrets.
+    """Start every child program with `prefix`, and without this process's secrets.
 
     `subprocess.run` and asyncio's subprocesses start programs by `subprocess.Popen`, too.
     """

@@ -64,7 +64,7 @@ class DatabaseAccess:
 
     @classmethod
     def of_own(cls, url: SecretStr) -> DatabaseAccess:
-        """Return the access to a Postgres of the operator's own, with the role in the URL of Letta's database."""
+        """Return the access to the operator's own Postgres, with the role in the URL of Letta's database."""
         return cls(url, _named(url, "postgres"), own=True)
 
     @property
@@ -188,7 +188,8 @@ def alone(access: DatabaseAccess, seconds: float) -> Iterator[None]:
             yield
     except psycopg.errors.LockNotAvailable:
         raise LockTimeout(
-            "Another backup of this database is being verified.", remedy="Wait until it is done, and repeat."
+            "Another backup of this database is being verified.",
+            remedy="Wait until it is done, then repeat the command.",
         ) from None
     except psycopg.Error as error:
         raise EmbeddedError(
@@ -268,8 +269,8 @@ def take_place(access: DatabaseAccess, name: str) -> None:
                 # A program has connected again in between.
                 if attempt == _ATTEMPTS:
                     raise EmbeddedError(
-                        f"Letta's database stays in use: {str(error).strip()}. Nothing was changed.",
-                        remedy="End the programs that use it, and repeat.",
+                        f"Letta's database is still in use: {str(error).strip()}. Nothing was changed.",
+                        remedy="Stop the programs that use it, then repeat the command.",
                     ) from error
             else:
                 return

@@ -117,7 +117,7 @@ class DeferredImports(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return getattr(importlib.import_module(module), name)
 
     def finish(self) -> None:
-        """Have the next use of a placeholder's attribute import the package: all importing modules are complete."""
+        """Let the next use of a placeholder's attribute import the package: all importing modules are complete."""
         self._importing = False
 
     def load(self, module: str) -> None:

@@ -34,7 +34,7 @@ HAVING count(*) FILTER (WHERE column_name LIKE '%\\_enc') > 0
 ORDER BY table_name
 """
 _SECONDS_FOR_LOCK = 120
-_AGAIN = "Run the command again."
+_AGAIN = "Repeat the command."
 #: Columns with a name of the row for people; the first that the table has is used.
 _NAME_COLUMNS = ("name", "server_name", "key")
 

@@ -30,7 +30,7 @@ def hold(home: Path, path: Path, progress: Progress) -> Iterator[None]:
             except Timeout:
                 raise LockTimeout(
                     f"Another process has held {path} for half an hour.",
-                    remedy="Read its log (isabella letta logs), or end it, and repeat.",
+                    remedy="Read its log (isabella letta logs) or end it, then repeat the command.",
                 ) from None
             progress(Step("wait", "done", "the other Isabella is done"))
         yield
@@ -57,5 +57,5 @@ def file_lock(home: Path, path: Path) -> Iterator[BaseFileLock]:
         at = error.filename2 or error.filename or home
         raise EmbeddedError(
             f"{at} cannot be used: {state.why(error)}.",
-            remedy="Make room there, correct its permissions, or set ISABELLA_HOME to another folder.",
+            remedy="Free space there, correct its permissions, or set ISABELLA_HOME to another folder.",
         ) from error

@@ -1,4 +1,4 @@
-"""Letta as the process of a container or of a service manager, on a Postgres of the operator's own.
+"""Letta as the process of a container or of a service manager, on the operator's own Postgres.
 
 The release is installed before, for instance in an image. This process becomes Letta's: it is replaced by it.
 """

@@ -81,7 +81,7 @@ def install(paths: InstancePaths, progress: Progress, choice: LettaLock = LettaL
             archive = sdist.fetch(release, Path(scratch), progress)
             sdist.unpack(archive, Path(scratch), release).rename(staging)
         size = 800 if lock == _ORIGINAL else 450
-        detail = f"Letta {release} in an environment of its own, about {size} MB, {lock.split()[0]} lock"
+        detail = f"Letta {release} in its own environment, about {size} MB, {lock.split()[0]} lock"
         with step(progress, "install", detail):
             _create_environment(paths, _patched_lock(release, choice))
             complete = Installation(release, migration_head(staging / "alembic" / "versions"), lock)
@@ -112,7 +112,7 @@ def _refuse_if_used(paths: InstancePaths) -> None:
             continue
         if arguments[:1] == [str(paths.python)]:
             raise InstallFailed(
-                f"Letta {paths.release} has to be installed anew, but another instance runs from {paths.program} "
+                f"Letta {paths.release} must be reinstalled, but another instance runs from {paths.program} "
                 f"(pid {process.pid}: {' '.join(arguments[1:5])}).",
                 remedy="Stop that instance (isabella letta down --instance NAME), and repeat.",
             )

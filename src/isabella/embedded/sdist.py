@@ -83,7 +83,7 @@ def unpack(archive: Path, folder: Path, release: str) -> Path:
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InstallFailed(
             f"The source distribution of Letta {release} cannot be unpacked: {error}.",
-            remedy="Run the command again.",
+            remedy="Repeat the command.",
         ) from error
     tree = folder / f"letta-{release}"
     missing = [name for name in ("uv.lock", "alembic.ini", "pyproject.toml") if not (tree / name).is_file()]

@@ -99,7 +99,7 @@ class InstanceStatus:
 
 @dataclass(frozen=True)
 class Server:
-    """An instance of Letta on this machine, with a Postgres of its own, or in one of the operator's."""
+    """An instance of Letta on this machine, with its own Postgres, or in the operator's."""
 
     home: Path
     release: str = DEFAULT_RELEASE
@@ -409,7 +409,7 @@ class Server:
         key = self._key()
         if not instance.matches_fingerprint(key, run.key):
             raise StartFailed(
-                f"Letta is already running at {base_url(run.port)}, with another master key than the one given now.",
+                f"Letta is already running at {base_url(run.port)}, with a master key other than the one given now.",
                 remedy="Stop it (isabella letta down) and repeat, or give the key that it was started with.",
             )
         return key
@@ -494,7 +494,7 @@ class Server:
     def _back_up(
         self, reason: BackupReason, database: LettaPostgres, keys: Sequence[SecretStr], progress: Progress
     ) -> None:
-        """Make a backup before a change, unless there is nothing to lose or the settings say no."""
+        """Make a backup before a change, unless there is nothing to lose or the settings forbid it."""
         policy, access = self.backups, database.access()
         if policy is None or not policy.before_changes:
             return

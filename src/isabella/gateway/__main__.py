@@ -53,7 +53,7 @@ def main() -> None:
 def _with_practice(settings: Settings, *, until_key: bool) -> Settings:
     running = daemon.status(settings.home)
     if running is None:
-        raise GatewayError("The practice vendors do not run.", remedy="Start them: isabella practice up")
+        raise GatewayError("The practice vendors are not running.", remedy="Start them: isabella practice up")
     return with_practice_vendors(settings, running, until_key=until_key)
 
 

@@ -47,7 +47,7 @@ class AnswerReader:
     """Reads an answer to a chat request, streamed or whole, in chunks of any size. It never raises.
 
     Attributes:
-        prompt_tokens, completion_tokens: the usage; None if the answer does not tell it.
+        prompt_tokens, completion_tokens: the usage; None if the answer does not report it.
         finish_reason: the reason for its end; None if it has not ended.
         error: the error that the vendor sent instead of, or inside, the answer, in the form of an OpenAI error.
         spoken: by what the reasoning is found again; None if it is not read, or too long.

@@ -50,7 +50,7 @@ TOKEN_HEADER = "x-isabella-gateway-token"  # noqa: S105
 
 _LARGEST_REFUSAL = 256 * 1024
 _REFUSAL_SECONDS = 5.0
-#: No vendor takes so long between two parts of an answer. Whoever waits for it gives up earlier.
+#: No vendor takes so long between two parts of an answer. A client gives up earlier.
 _SILENCE_SECONDS = 900.0
 _CONNECT_SECONDS = 10.0
 _AGENT = re.compile(r"AGENT_ID: (agent-[0-9a-f-]{36})")
@@ -82,7 +82,7 @@ class GatewayLimits:
 
 
 class _Disconnected(Exception):
-    """The client has closed the connection, or it has to be closed."""
+    """The client has closed the connection, or it must be closed."""
 
 
 class Gateway:
@@ -495,7 +495,7 @@ async def _read_body(receive: Receive, limits: GatewayLimits) -> bytes:
 
 
 def _parse(body: bytes | None) -> dict[str, Any] | None:
-    """Return the JSON object in a body; None for anything else, which the vendor has to refuse."""
+    """Return the JSON object in a body; None for anything else, which the vendor must refuse."""
     try:
         document = json.loads(body or b"null")
     except (ValueError, RecursionError):

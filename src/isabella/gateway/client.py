@@ -39,7 +39,7 @@ class GatewayProvider(BaseModel):
 
 
 class GatewayTraffic(BaseModel):
-    """Everything that a gateway knows about its requests."""
+    """The gateway's record of its requests."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -133,7 +133,7 @@ def _no_answer(daemon: Daemon, running: RunningDaemon, error: Exception) -> Gate
 
 @dataclass
 class GatewayClient:
-    """The gateway of a home. Its process is found again if it was started again.
+    """The gateway of a home. Its process is found again if it was restarted.
 
     Args:
         settings: the settings, with the home of the gateway.
@@ -175,7 +175,7 @@ class GatewayClient:
             log.info("requests not ended", agent=agent_id, error=error.what)
 
     async def begin_trace(self, agent_id: str, traceparent: str) -> None:
-        """Have the requests of an agent recorded within a span. A gateway that does not answer records none."""
+        """Record an agent's requests within a span. A gateway that does not answer records none."""
         try:
             await self._request("PUT", "/control/traces", {"agent": agent_id, "traceparent": traceparent})
         except GatewayError as error:
@@ -192,7 +192,7 @@ class GatewayClient:
         daemon = process.daemon(self.settings.home)
         recorded = daemon.recorded()
         if recorded is None:
-            raise GatewayError(english("The gateway does not run."), remedy=daemon.remedy)
+            raise GatewayError(english("The gateway is not running."), remedy=daemon.remedy)
         if recorded != self._running or self._client is None:
             await self.close()
             self._running = recorded

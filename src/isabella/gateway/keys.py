@@ -80,7 +80,7 @@ class NotAdmitted(Exception):
 class KeyRing:
     """The configured keys, and the decision about the key of a request.
 
-    A request has to carry the provider's configured key, or the key that Letta holds for it. The process of an
+    A request must carry the provider's configured key, or the key that Letta holds for it. The process of an
     embedded Letta may carry any: an agent whose provider was deleted calls with a key of Letta's environment (fact
     P7). The vendor always gets the configured key, or a former one as long as the vendor refuses the configured one.
 

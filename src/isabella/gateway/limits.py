@@ -1,4 +1,4 @@
-"""The rate limits that vendors tell in the headers of their answers."""
+"""The rate limits that vendors report in the headers of their answers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MINUTE_RESET = 120.0
 
 @dataclass(frozen=True)
 class Allowance:
-    """One limit of a vendor; None where it is not told.
+    """One limit of a vendor; None where it is not reported.
 
     Attributes:
         limit: how many requests or tokens a period has.
@@ -44,7 +44,7 @@ class Allowance:
 
 @dataclass(frozen=True)
 class RateLimits:
-    """The limits that an answer tells; None where it tells nothing.
+    """The limits that an answer reports; None where it reports nothing.
 
     Attributes:
         requests_minute, requests_day, tokens_minute, tokens_day: the limits.
@@ -59,7 +59,7 @@ class RateLimits:
 
     @property
     def exhausted_for(self) -> float | None:
-        """The seconds until every limit that is used up has more; None if none is, or no reset is told."""
+        """The seconds until every limit that is used up has more; None if none is, or no reset is reported."""
         allowances = (self.requests_minute, self.requests_day, self.tokens_minute, self.tokens_day)
         return max((a.reset for a in allowances if a and a.remaining == 0 and a.reset is not None), default=None)
 
@@ -70,7 +70,7 @@ def parse_limits(headers: Mapping[str, str], *, now: float, request_period: Peri
     Args:
         headers: the headers; upper and lower case in their names make no difference.
         now: the time, in seconds since 1970.
-        request_period: the period of limits of requests whose names do not tell it; tokens are the minute's.
+        request_period: the period of limits of requests whose names do not state it; tokens are the minute's.
     """
     lowered = {name.lower(): value for name, value in headers.items()}
     found: dict[str, dict[str, float]] = {}

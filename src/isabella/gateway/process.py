@@ -1,4 +1,4 @@
-"""The gateway as a process of its own, started and stopped with the embedded Letta."""
+"""The gateway as a separate process, started and stopped with the embedded Letta."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ _TRY_AGAIN = re.compile(r"(?i)try again in (\d[\d.]*(?:ms|[dhms])(?:\d[\d.]*(?:m
 _A_MINUTE = 60.0
 _LONGEST_BODY = 64 * 1024
 _LONGEST_WORDS = 2_000
-#: The gateway sends the body decoded and with a length of its own.
+#: The gateway sends the body decoded and with its own length.
 _OWN_HEADERS = frozenset({"content-length", "content-encoding", "transfer-encoding", "connection", "keep-alive"})
 
 #: Letta's clients try a refused request twice more unless this header says no, so a failover begins 10 s late.
@@ -47,7 +47,7 @@ class Refusal:
         words: the vendor's own words, bounded. They may quote a key or a part of the request.
         retry_after: seconds until the next request may succeed; None if the vendor does not say so.
         never_fits: the limit of tokens that this request exceeds by itself; None if it may pass later.
-        window: the context window in tokens that the vendor told; None if it told none.
+        window: the context window in tokens that the vendor states; None if it states none.
     """
 
     status: int
@@ -165,7 +165,7 @@ def _said_to_wait(words: str) -> float | None:
 
 
 def _named_reset(words: str, limits: RateLimits) -> float | None:
-    """Return the seconds until the limit that the words name comes back: Cerebras tells no more."""
+    """Return the seconds until the limit that the words name comes back: Cerebras reports no more."""
     kind, period = (re.search(pattern, words, re.IGNORECASE) for pattern in (r"token|request", r"minute|day"))
     if kind is None or period is None:
         return None

@@ -114,7 +114,7 @@ class Call:
 
 
 class Traffic:
-    """Everything that the gateway knows about its requests. Bounded, and without prompts, answers or keys."""
+    """The gateway's record of its requests. Bounded, and without prompts, answers or keys."""
 
     def __init__(self, vendors: Mapping[str, VendorTraffic] | None = None) -> None:
         self.vendors: dict[str, VendorTraffic] = dict(vendors or {})

@@ -228,7 +228,7 @@ class Agents:
                 raise
 
     async def summarise(self, agent_id: str) -> None:
-        """Have an agent's model summarise its older messages. Letta refuses if there is nothing to summarise."""
+        """Make an agent's model summarise its older messages. Letta refuses if there is nothing to summarise."""
         await self._http.post(paths.agent(agent_id, "summarize"), {})
 
     async def tools(self) -> list[dict[str, Any]]:

@@ -39,7 +39,7 @@ class ActiveRun:
 
 @dataclass(frozen=True)
 class Connection:
-    """How to reach a Letta server."""
+    """The connection to a Letta server: base URL, password and master key."""
 
     base_url: str  # its base URL, without a trailing slash
     password: SecretStr | None = field(repr=False)  # its server password or cloud token

@@ -36,7 +36,7 @@ _KEY_PREFIXES = ("sk-", "pk-", "api-", "key-", "token-")
 
 
 class KeyMatch(StrEnum):
-    """How a stored key compares with the desired one."""
+    """The result of comparing a stored key with the desired one."""
 
     EQUAL = "equal"
     DIFFERENT = "different"
@@ -107,7 +107,7 @@ class ProofMemo:
     """A cache of which key each encrypted value holds, so that no value is decrypted twice.
 
     It holds MACs under the master key: of an encrypted value, and of the value together with its key. Without the
-    master key they are random numbers, and the file, which has a MAC of its own, cannot be changed or forged. Without
+    master key they are random numbers, and the file, which has its own MAC, cannot be changed or forged. Without
     a path, the memo is kept in memory only.
     """
 

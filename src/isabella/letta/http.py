@@ -49,7 +49,7 @@ class LettaHttp:
 
     `password` is Letta's server password or the cloud token (fact R6), `timeout` is in seconds, `transport` replaces
     the network, and `peer` verifies Letta's process before anything is sent to it. Without `keep_alive`, each request
-    gets a connection of its own: Letta breaks a connection after it has answered 500. `audit_home` is the home whose
+    gets its own connection: Letta breaks a connection after it has answered 500. `audit_home` is the home whose
     audit log records changes.
     """
 
@@ -102,14 +102,14 @@ class LettaHttp:
             return response.json()
         except ValueError:
             raise self.not_letta(
-                english("GET %(path)s answers %(content)s instead of JSON", path=path, content=_content(response))
+                english("GET %(path)s returns %(content)s instead of JSON", path=path, content=_content(response))
             ) from None
 
     async def rows(self, path: str, **query: Any) -> list[dict[str, Any]]:
         """Return the JSON list at a path. Each row has an `id`."""
         page = await self.get(path, **query)
         if not isinstance(page, list):
-            raise self.not_letta(english("GET %(path)s does not give a list", path=path))
+            raise self.not_letta(english("GET %(path)s does not return a list", path=path))
         if not all(isinstance(row, dict) and isinstance(row.get("id"), str) for row in page):
             raise self.not_letta(english("the list GET %(path)s has another shape", path=path))
         return page
@@ -134,7 +134,7 @@ class LettaHttp:
             after = page[-1]["id"]
         raise LettaBroken(
             english(
-                "%(base_url)s: the list GET %(path)s comes to no end, or was changed while it was read.",
+                "%(base_url)s: the list GET %(path)s does not end, or was changed while it was read.",
                 base_url=self.base_url,
                 path=path,
             ),
@@ -172,7 +172,7 @@ class LettaHttp:
                     content=_content(response),
                 ),
                 status=response.status_code,
-                remedy=english("See what stands between here and Letta."),
+                remedy=english("Check for a proxy or a load balancer between this machine and Letta."),
             ) from None
 
     def _recorded(self, method: str, path: str, content: Mapping[str, Any]) -> AbstractContextManager[None]:
@@ -217,7 +217,7 @@ class LettaHttp:
     def not_letta(self, why: str) -> NotLetta:
         """Return the error that another program answers at Letta's base URL."""
         return NotLetta(
-            english("What answers at %(base_url)s is not a Letta server: %(why)s.", base_url=self.base_url, why=why),
+            english("The server at %(base_url)s is not a Letta server: %(why)s.", base_url=self.base_url, why=why),
             remedy=_CORRECT_BASE_URL,
         )
 
@@ -241,7 +241,7 @@ class LettaHttp:
                         path=path,
                         seconds=format(timeout, "g"),
                     ),
-                    remedy=english("Look at its log; ISABELLA_TIMEOUT sets how long is waited."),
+                    remedy=english("Look at its log; ISABELLA_TIMEOUT sets the time limit."),
                     sent=True,
                     timed_out=True,
                 )
@@ -271,7 +271,7 @@ class LettaHttp:
             )
         if detail is None and (response.is_redirect or status in (403, 404, 405)):
             raise self.not_letta(
-                english("%(method)s %(path)s gives %(status)s", method=method, path=path, status=status)
+                english("%(method)s %(path)s returns %(status)s", method=method, path=path, status=status)
             )
         if status >= 500 or detail is None:
             answered = english(

@@ -40,7 +40,7 @@ def streams(client: str, agent_type: str | None) -> bool:
 
 @dataclass(frozen=True)
 class Binding:
-    """What binds an agent to a provider and a model."""
+    """The binding of an agent to a provider and a model."""
 
     provider: str  # the provider's name in Letta
     model: str  # the vendor's id of the model
@@ -125,7 +125,7 @@ class LlmConfig:
 
 @dataclass(frozen=True)
 class LoweredLimit:
-    """A `max_tokens` of Isabella's: the owner's does not fit into the model's window, or there is none."""
+    """A `max_tokens` that Isabella set: the owner's does not fit into the model's window, or there is none."""
 
     wanted: int | None  # the `max_tokens` that the agent's owner has set; None if the owner has set none
     to: int  # the `max_tokens` that the agent has instead

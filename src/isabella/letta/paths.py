@@ -36,7 +36,7 @@ def conversation(conversation_id: str, *below: str) -> str:
 
 
 class Written(NamedTuple):
-    """What a write changes: the kind of the change, and the id of its subject."""
+    """The change that a write makes: its kind, and the id of its subject."""
 
     change: str
     subject: str

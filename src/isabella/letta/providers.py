@@ -82,11 +82,11 @@ class LettaProviders:
         await self._http.delete(paths.provider(id))
 
     async def refresh(self, id: str) -> None:
-        """Have Letta read the vendor's model list. It answers 200 even if the vendor refused (fact P11)."""
+        """Make Letta read the vendor's model list. It answers 200 even if the vendor refused (fact P11)."""
         await self._http.patch(f"{paths.provider(id)}/refresh", timeout=self._vendor_timeout)
 
     async def check(self, id: str) -> tuple[bool | None, bool | None]:
-        """Have Letta decrypt a stored key and read the vendor's models with it (fact P11). Nothing is written.
+        """Make Letta decrypt a stored key and read the vendor's models with it (fact P11). Nothing is written.
 
         Return whether it can decrypt the key, and whether the vendor accepts it; None if that is not known.
         """
@@ -136,7 +136,7 @@ class LettaProviders:
 
     def _unless_missing(self, error: LettaRefused, path: str) -> Exception:
         """Return the error, or that this is no Letta: many programs answer 404 in JSON, and Letta has these paths."""
-        return self._http.not_letta(f"GET {path} gives {error.status}") if error.status in (404, 405) else error
+        return self._http.not_letta(f"GET {path} returns {error.status}") if error.status in (404, 405) else error
 
     def _stored(self, rows: Any) -> list[StoredProvider]:
         try:

@@ -58,7 +58,7 @@ class Store(Protocol):
         """Return the vendor's ids of the models that it lists for a provider."""
 
     async def refresh(self, id: str) -> None:
-        """Have it read the vendor's model list."""
+        """Make it read the vendor's model list."""
 
 
 async def read_store(store: Store, name: str | None = None) -> tuple[Capabilities, list[StoredProvider]]:

@@ -1,6 +1,6 @@
 """Sessions in Letta's Postgres, and advisory locks: they hold for every backend, and end with their holder.
 
-One session holds many locks. If a lock is not free, a session of its own waits for it, in Postgres' order: first
+One session holds many locks. If a lock is not free, a separate session waits for it, in Postgres' order: first
 come, first served.
 
 If Postgres ends, so do all locks in it, while the turns that hold them go on. The process of each takes them again in
@@ -156,7 +156,7 @@ class AdvisoryLocks:
     ) -> AsyncIterator[None]:
         """Hold a lock, alone or `shared` with others; `LockTimeout` if it cannot be had within `timeout` seconds.
 
-        Within this process any number of holders is allowed, unless `alone` uses a session of its own.
+        Within this process any number of holders is allowed, unless `alone` uses a separate session.
         """
         await self._former_holders_first()
         held = None
@@ -310,7 +310,7 @@ async def open_connection(database_url: SecretStr) -> AsyncConnection:
     if not is_address(address):
         raise ConfigurationError(
             "ISABELLA_DATABASE_URL is not the URL of a Postgres database.",
-            remedy="Write postgresql://user:password@host:port/database, and special characters of the password "
+            remedy="Write postgresql://user:password@host:port/database, with special characters in the password "
             "percent-encoded: %40 for @, %2F for /.",
         )
     try:

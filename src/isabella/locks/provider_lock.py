@@ -80,7 +80,7 @@ class ProviderLock:
     async def passing(self, provider: str, *, leave: Callable[[], None] = lambda: None) -> AsyncIterator[None]:
         """Run a turn on this provider; `GateTimeout` if a change has kept the gate closed for too long.
 
-        The turn has to end when `leave` is called: a change has waited for long enough.
+        The turn must end when `leave` is called: a change has waited for long enough.
         """
         gate = self._gates.setdefault(provider, _Gate())
         with anyio.move_on_after(self._patience) as waiting:

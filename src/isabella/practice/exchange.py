@@ -53,7 +53,7 @@ _PROXY_PAGE = (
 
 
 class ClientDisconnected(Exception):
-    """The connection cannot be used any more: the client closed it, or sent too much."""
+    """The connection can no longer be used: the client closed it, or sent too much."""
 
 
 class Transports:

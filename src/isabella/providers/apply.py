@@ -213,7 +213,7 @@ class Applier:
         return with_agent_moves(ApplyOutcome(Action.UPDATE, reason), moves)
 
     async def _put_placeholder(self, change: PlannedChange) -> None:
-        """Have Letta hold a key that may be sent to the former base URL too: the key itself if it stays the same."""
+        """Store a key in Letta that may also be sent to the former base URL: the key itself if it stays the same."""
         if change.stored is None:
             raise AssertionError("a placeholder needs a record")
         harmless = change.keeps_key and change.state is not ProviderState.PLAINTEXT
@@ -258,7 +258,7 @@ class Applier:
         )
 
     async def _encrypt(self, change: PlannedChange) -> ApplyOutcome:
-        """Have a key in plaintext encrypted, if Letta encrypts under this master key at all."""
+        """Encrypt a plaintext key, if Letta encrypts under this master key at all."""
         deletes = self._abilities.recreates and self._strategy is not Strategy.IN_PLACE
         # The probe is a provider that has to be deleted again.
         if deletes and (state := await self._encryption.state()) is not EncryptionState.OURS:

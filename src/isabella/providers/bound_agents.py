@@ -138,7 +138,7 @@ class LettaBoundAgents:
             # The response to a change is no proof of it; only the list is.
             if behind := await left_behind():
                 raise LettaBroken(
-                    english("Letta has agents call another address again and again: %(url)s.", url=behind[0]),
+                    english("Letta keeps pointing agents at another address: %(url)s.", url=behind[0]),
                     remedy=english("Stop the program that changes these agents, then sync again."),
                 )
         for error in failed.values():

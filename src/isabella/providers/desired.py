@@ -276,7 +276,7 @@ def _from_keyring(vendor: Vendor, named: ConfigValue, remarks: list[Remark]) -> 
         )
     if printed.failure is not None:
         text = english(
-            "%(variable)s gave no key when the keyring was asked again, so its last one stays in force: %(failure)s",
+            "%(variable)s returned no key when the keyring was asked again; its last key stays in force: %(failure)s",
             variable=variable,
             failure=printed.failure,
         )
@@ -391,7 +391,7 @@ def select_providers(desired: tuple[Desired, ...], only: tuple[str, ...]) -> tup
     if unknown:
         raise ConfigurationError(
             english("No provider named %(name)s is declared.", name=repr(unknown[0])),
-            remedy=english("Declared are: %(names)s.", names=", ".join(sorted(set(names.values())))),
+            remedy=english("Declared providers: %(names)s.", names=", ".join(sorted(set(names.values())))),
         )
     chosen = {names[name] for name in only}
     return tuple(provider for provider in desired if not only or provider.name in chosen)

@@ -31,7 +31,7 @@ class HealthState(StrEnum):
     DRIFTED = "Drifted"
     #: The vendor refuses the configured key, so Letta keeps the one that it has. It is tried again.
     REFUSED = "Refused"
-    #: The configuration is unusable, or Letta does not accept it: the operator has to act.
+    #: The configuration is unusable, or Letta does not accept it: the operator must act.
     MISCONFIGURED = "Misconfigured"
     #: The stored key cannot be read back.
     UNPROVEN = "Unproven"
@@ -168,7 +168,7 @@ _MAX_NAMES = 3
 
 
 class Level(IntEnum):
-    """How bad something is."""
+    """The severity of a condition."""
 
     OK = 0
     #: Nothing is known, so it may be bad.
@@ -205,7 +205,7 @@ _OTHERS_ANSWER = english("Agents use their models of other vendors meanwhile.")
 def _stored_remedy(health: HealthState, key: str) -> str:
     match health:
         case HealthState.DRIFTED | HealthState.FAILED:
-            return english("Sync makes Letta hold the configured values: the button, or `isabella providers sync`.")
+            return english("Press Sync, or run `isabella providers sync`, to write the configured values to Letta.")
         case HealthState.REFUSED:
             return english("Replace %(key)s; a new key takes effect at once.", key=key)
         case HealthState.MISCONFIGURED:
@@ -225,7 +225,7 @@ def _vendor_remedy(state: VendorState, key: str) -> str:
         case VendorState.FAILS:
             return joined([english("Wait, or check its base URL with Doctor."), _OTHERS_ANSWER])
         case _:
-            check = english("Check the network with Doctor: the button, or `isabella doctor`.")
+            check = english("Press Doctor, or run `isabella doctor`, to check the network.")
             return joined([check, _OTHERS_ANSWER])
 
 
@@ -253,7 +253,7 @@ class StatusHeadline:
 
 @dataclass(frozen=True)
 class _Problem:
-    """What is wrong with one provider."""
+    """A problem of one provider."""
 
     level: Level
     of_vendor: bool  #: whether the vendor shows it, and not the stored key
@@ -318,7 +318,7 @@ def headline(report: Report) -> StatusHeadline:
                 address=gateway.address,
                 reason=reason if isinstance(reason, English) else reason.rstrip("."),
             )
-            title = english("The gateway does not run.")
+            title = english("The gateway is not running.")
             return StatusHeadline(Level.PROBLEM, title, joined([text, *others]), gateway.remedy or "")
         case Level.UNKNOWN if gateway is not None:
             level, title = max(of_providers.level, Level.UNKNOWN), of_providers.title
@@ -359,10 +359,10 @@ def _headline_of_providers(report: Report) -> StatusHeadline:
     unknown = [entry.name for entry in configured if level_of(entry) is Level.UNKNOWN]
     names = _some(unknown, ", ")
     if len(unknown) == 1:
-        text = english("Whether this vendor answers is not known: %(names)s.", names=names)
+        text = english("It is not known whether this vendor answers: %(names)s.", names=names)
     else:
-        text = english("Whether these vendors answer is not known: %(names)s.", names=names)
-    verify = english("Verify asks them: the button, or `isabella providers verify`.")
+        text = english("It is not known whether these vendors answer: %(names)s.", names=names)
+    verify = english("Press Verify, or run `isabella providers verify`, to ask them.")
     return StatusHeadline(level, _sentence(proven), text, verify)
 
 

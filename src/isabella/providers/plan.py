@@ -37,7 +37,7 @@ class ProviderState(StrEnum):
 
 
 class Action(StrEnum):
-    """What is done about a difference."""
+    """The action on a difference."""
 
     KEEP = "keep"
     UPDATE = "update"
@@ -55,7 +55,7 @@ WRITE_ACTIONS = frozenset(DONE)
 
 @dataclass(frozen=True)
 class PlannedChange:
-    """What to do about one provider, and why."""
+    """The planned change of one provider, with its reason."""
 
     desired: Desired
     stored: StoredProvider | None  #: the record in Letta; None if there is none
@@ -63,7 +63,7 @@ class PlannedChange:
     state: ProviderState
     action: Action
     reason: str
-    remedy: str | None = None  #: what the operator has to do, if Isabella can do nothing
+    remedy: str | None = None  #: what the operator must do, if Isabella can do nothing
     ask_vendor: bool = False  #: whether to ask the vendor about the key first, because Letta does not hold it yet
     refused_by_vendor: bool = False  #: whether the vendor was asked and refuses the key
     vendor_status: VendorObservation | None = None
@@ -84,7 +84,7 @@ def state_of(
 ) -> ProviderState:
     """Compare a stored provider with the desired one. Of several differences the hardest to fix counts.
 
-    `sealing` is whether a master key is configured, so that keys have to be encrypted.
+    `sealing` is whether a master key is configured, so that keys must be encrypted.
     """
     if stored is None:
         return ProviderState.ABSENT

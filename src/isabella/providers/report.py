@@ -89,13 +89,13 @@ class GatewayStatus:
                 return english("The gateway runs at %(address)s.", address=self.address)
             case GatewayState.DOWN:
                 return english(
-                    "The gateway at %(address)s does not run, so agents get no answer: %(why)s",
+                    "The gateway at %(address)s is not running, so agents get no answer: %(why)s",
                     address=self.address,
                     why=self.details,
                 )
             case GatewayState.UNKNOWN:
                 return english(
-                    "Whether the gateway at %(address)s runs is not known: %(why)s",
+                    "It is not known whether the gateway at %(address)s is running: %(why)s",
                     address=self.address,
                     why=self.details,
                 )
@@ -210,7 +210,7 @@ _MAX_NAMES = 5
 
 @dataclass(frozen=True)
 class ApplyOutcome:
-    """What was done about one provider."""
+    """The outcome for one provider."""
 
     action: Action  #: what was done in the end, which may be more than was planned
     reason: str
@@ -257,7 +257,7 @@ def key_withheld(change: PlannedChange, error: LettaError, *, consequence: str) 
     return ApplyOutcome(
         change.action,
         english(
-            "%(reason)s; %(consequence)s: an agent may still have another base URL than the key is for. %(what)s",
+            "%(reason)s; %(consequence)s: an agent may still have a base URL that the key is not for. %(what)s",
             reason=change.reason,
             consequence=consequence,
             what=error.what,

@@ -140,7 +140,7 @@ _PROBE_NAME = "isabella-touchstone"
 
 
 class EncryptionState(StrEnum):
-    """How Letta encrypts the keys that it stores."""
+    """The way Letta encrypts the keys that it stores."""
 
     OURS = "ours"
     OTHERS = "others"
@@ -150,7 +150,7 @@ class EncryptionState(StrEnum):
 class EncryptionProbe:
     """Tests once how Letta encrypts, on a provider that is created for the test and deleted again.
 
-    So no real key has to be rewritten to find out that Letta runs without Isabella's master key.
+    So no real key needs to be rewritten to find out that Letta runs without Isabella's master key.
     """
 
     def __init__(self, store: Store, writer: SafeWriter) -> None:

@@ -218,7 +218,7 @@ class _Run:
         proof, why, remedy = self._proof(change, outcome, synced)
         # The fields that a change and an outcome share.
         done = outcome or change
-        # During a gap, turns on the provider have to be held.
+        # During a gap, turns on the provider must be held.
         in_steps = done.action is Action.UPDATE and (change.state is ProviderState.PLAINTEXT or change.moves)
         gap = outcome is not None and not outcome.failed and (done.action is Action.RECREATE or in_steps)
         return ProviderReport(

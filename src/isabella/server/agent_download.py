@@ -1,4 +1,4 @@
-"""Everything that an agent knows as a download: its Markdown export in a ZIP file."""
+"""The download of an agent: its Markdown export in a ZIP file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of the answers of agents beside their text: model, times, tokens, tool calls and failovers.
+"""Records of agents' answers, without their text: model, times, tokens, tool calls and failovers.
 
 Letta does not store it with the message, so it is kept here: in memory, and in a file for each agent.
 """
@@ -27,7 +27,7 @@ _AGENT_ID = re.compile(r"agent-[0-9a-f-]{36}")
 
 @dataclass
 class AnswerRecord:
-    """What is known of an answer beside its text."""
+    """The record of an answer, without its text."""
 
     failovers: tuple[Failover, ...] = ()  #: the vendors that did not answer before
     usage: Usage | None = None

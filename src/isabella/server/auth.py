@@ -83,7 +83,7 @@ class AccessRefusal:
 
 @dataclass(frozen=True)
 class Access:
-    """What decides about requests.
+    """The access control of requests.
 
     Attributes:
         token: the token; None admits every request, for applications that authenticate by themselves.
@@ -108,7 +108,7 @@ class Access:
             return None
         if not is_host(headers.get("host"), self.hosts):
             return _UNKNOWN_HOST
-        # Letta's requests have a bearer token of its own, which proves nothing.
+        # Letta's requests carry its own bearer token, which proves nothing.
         if self.is_open(path) or self._is_letta(path):
             return None
         kind, _, bearer = headers.get("authorization", "").partition(" ")

@@ -13,7 +13,7 @@ _CLIENT_CLOSED_REQUEST = 499
 
 
 async def answer_while_connected(http: Request, respond: Callable[[], Awaitable[Response]]) -> Response:
-    """Return a response, or end its making if the client closes the connection. The body has to be read already.
+    """Return a response, or end its making if the client closes the connection. The body must have been read.
 
     An exception of `respond` is raised as it is.
     """

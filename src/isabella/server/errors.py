@@ -163,7 +163,7 @@ def handle_errors(app: FastAPI) -> None:
         ]
         message = "; ".join(f"{'.'.join(entry['where'])}: {entry['what']}" for entry in problems[:3])
         problem = Problem(code="invalid_request", message=message[:500], details={"problems": problems[:20]})
-        # OpenAI answers 400, and its clients raise an exception of their own for that.
+        # OpenAI answers 400, and its clients raise their own exception for that.
         return _answer_for(request, 400 if is_openai(request.url.path) else 422, problem)
 
     @app.exception_handler(MemoryError)

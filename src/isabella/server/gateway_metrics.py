@@ -81,7 +81,7 @@ def _of_vendors(vendors: dict[str, VendorTraffic]) -> Iterator[Metric]:
 def _of_limits(vendors: dict[str, VendorTraffic]) -> Iterator[Metric]:
     labels = ("provider", "unit", "period")
     limit = GaugeMetricFamily(
-        "isabella_gateway_limit", "A rate limit, as the vendor's last answer told it.", labels=labels
+        "isabella_gateway_limit", "A rate limit, as the vendor's last answer reported it.", labels=labels
     )
     left = GaugeMetricFamily("isabella_gateway_limit_left", "What is left of a rate limit.", labels=labels)
     for provider, vendor in vendors.items():
@@ -104,6 +104,6 @@ class NamedAllowance:
 
 
 def allowances(limits: RateLimits | None) -> list[NamedAllowance]:
-    """Return the limits that a vendor has told."""
+    """Return the limits that a vendor has reported."""
     named = [] if limits is None else [(unit, period, getattr(limits, field)) for unit, period, field in _LIMITS]
     return [NamedAllowance(unit, period, allowance) for unit, period, allowance in named if allowance is not None]

@@ -95,7 +95,7 @@ class _GatewayMonitor:
     async def _read(self) -> None:
         traffic = await self._client.traffic(self._number or 0)
         if self._number is not None and traffic.number < self._number:
-            # It was started again, and counts from the beginning.
+            # It was restarted, and counts from the beginning.
             traffic = await self._client.traffic(0)
         first, self._number = self._number is None, traffic.number
         former, self._runtime.gateway = self._runtime.gateway, traffic
@@ -161,7 +161,7 @@ class _GatewayMonitor:
                 provider, VendorState.ANSWERS, english("it answered through the gateway"), _time(accepted)
             )
         elif refused:
-            # The words are not kept when the gateway is started again.
+            # The words are not kept when the gateway is restarted.
             status, message = vendor.refused_status, vendor.refused_message
             state = VendorState.UNREACHABLE if status is None else state_of_status(status)
             if state is not None:

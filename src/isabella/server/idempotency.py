@@ -54,7 +54,7 @@ class TurnRequest:
 
     @property
     def id(self) -> str | None:
-        """What is the same in every repeat, at every backend; None without a key, which alone proves a repeat."""
+        """The same value in every repeat, at every backend; None without a key, which alone proves a repeat."""
         return None if self.key is None else str(uuid.uuid5(_REQUESTS, f"{self.key}\0{self.body.hex()}"))
 
     def resembles(self, other: TurnRequest) -> bool:
@@ -68,7 +68,7 @@ class TurnRequest:
 
 
 class SharedTurn:
-    """A turn that runs in the background, with its events for any number of subscribers; each has to `leave` once."""
+    """A turn that runs in the background, with its events for any number of subscribers; each must `leave` once."""
 
     def __init__(self, request: TurnRequest, left: Callable[[SharedTurn], None]) -> None:
         self._left = left

@@ -24,12 +24,12 @@ from isabella.system.sockets import kept_port
 
 @dataclass(frozen=True)
 class Prerequisites:
-    """Everything that the services of a backend need."""
+    """The running prerequisites of a backend's services."""
 
     settings: Settings  #: including those of practice vendors
     connection: Connection
     gateway: GatewayPart | None  #: None if Isabella does not run one
-    server: Server | None  #: the embedded server; None with a Letta of the operator's own
+    server: Server | None  #: the embedded server; None with the operator's own Letta
 
 
 def start_prerequisites(
@@ -98,7 +98,7 @@ def _with_practice(
 ) -> Settings:
     practice = options.practice
     if practice is None:
-        # A Letta server of the operator's own never gets practice vendors unless asked for.
+        # The operator's own Letta server never gets practice vendors unless asked for.
         keyless = not any(provider.configured for provider in desired_providers(settings))
         practice = keyless and settings.letta_base_url is None
     if not practice:

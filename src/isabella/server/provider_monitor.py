@@ -26,7 +26,7 @@ from isabella.watch.watcher import Watcher
 log = structlog.get_logger()
 
 _POLL_SECONDS = 3.0
-#: A failed poll says nothing any more after this time without another one.
+#: A failed poll says nothing after this time without another one.
 _STALE_SECONDS = 30.0
 
 
@@ -42,7 +42,7 @@ class ProviderStates:
 
 
 class Backend(Protocol):
-    """What the monitor uses of a `Runtime`."""
+    """The part of a `Runtime` that the monitor uses."""
 
     readiness: Readiness
     watcher: Watcher | None
@@ -61,7 +61,7 @@ class Backend(Protocol):
         """The Letta server in use."""
 
     async def explain(self, error: IsabellaError) -> IsabellaError:
-        """Return an error as `Interrupted`, if it comes of a process that is being started again."""
+        """Return an error as `Interrupted`, if it comes of a process that is being restarted."""
 
     def start_task(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
         """Run an async function in the background."""
@@ -165,7 +165,7 @@ class ProviderMonitor:
         return self._runtime.syncs > 0 or (watcher is not None and watcher.syncing)
 
     async def _failed(self, error: IsabellaError) -> None:
-        """Record why a poll failed, unless a supervised part is away, which has a status of its own."""
+        """Record why a poll failed, unless a supervised part is away, which has its own status."""
         explained = await self._runtime.explain(error)
         before, self._tried_at = self.states, datetime.now(UTC)
         if isinstance(explained, Interrupted):
@@ -223,4 +223,4 @@ def _remedy_of(part: PartStatus) -> str:
         case PartState.STOPPED:
             return english("It was stopped on purpose; start it with `isabella letta up`.")
         case _:
-            return english("There is nothing to do: it is started again.")
+            return english("There is nothing to do: it is being restarted.")

@@ -43,7 +43,7 @@ class Phase(StrEnum):
     #: It serves, but at least one provider is not proven.
     DEGRADED = "degraded"
     FAILED = "failed"
-    #: Letta, Postgres or the gateway does not work, and is being started again. Only a status, not a phase.
+    #: Letta, Postgres or the gateway does not work, and is being restarted. Only a status, not a phase.
     INTERRUPTED = "interrupted"
 
 
@@ -107,7 +107,7 @@ class Readiness:
         return (
             []
             if failure is None
-            else [english("The nightly backup failed, and is tried again every hour: %(failure)s", failure=failure)]
+            else [english("The nightly backup failed, and is retried every hour: %(failure)s", failure=failure)]
         )
 
     @property
@@ -221,7 +221,7 @@ class Readiness:
             error = error.exceptions[0]
         if not isinstance(error, IsabellaError):
             log.error("unexpected error", exc_info=error)
-            error = IsabellaError(unforeseen(error), remedy=english("Start it again; its log has the details."))
+            error = IsabellaError(unforeseen(error), remedy=english("Restart it; its log has the details."))
         self.error = error
         self.phase = Phase.FAILED
 

@@ -39,7 +39,7 @@ class BodyLimits:
 
 @dataclass(frozen=True)
 class StreamLimits:
-    """How many event streams a session of a browser may have at once, and how many the token."""
+    """The limits of concurrent event streams, for a browser session and for the token."""
 
     session: int = 32
     token: int = 256
@@ -131,7 +131,7 @@ class _Exchange:
 
 
 class _BodyMemory:
-    """What bodies wait for."""
+    """The memory that request bodies share."""
 
     def __init__(self, limits: BodyLimits) -> None:
         self.limits = limits

@@ -27,7 +27,7 @@ SHORTEST_TOKEN = 16
 ADDRESS_FILE = "backend.json"
 _ADDRESS_FORM = re.compile(r"http://(\[[0-9A-Fa-f:.]+\]|[\w.-]+):\d{1,5}", re.ASCII)
 _TOKEN_FORM = re.compile(f"[!-~]{{{SHORTEST_TOKEN},}}")
-_NEW_TOKEN = "Start the backend again: it makes a new token, and everybody signs in again."  # noqa: S105 - a sentence
+_NEW_TOKEN = "Restart the backend: it makes a new token, and everyone signs in again."  # noqa: S105 - a sentence
 
 #: Wildcard addresses, and the address at which this machine reaches a server bound to them.
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not bound to
@@ -96,7 +96,7 @@ def check_address(settings: Settings) -> None:
         raise ConfigurationError(
             f"ISABELLA_HOST is {settings.host}, where other machines can reach the backend, and ISABELLA_TOKEN is "
             "not set.",
-            remedy="Set ISABELLA_TOKEN to a long secret of your own, for instance from `openssl rand -hex 32`, "
+            remedy="Set ISABELLA_TOKEN to your own long secret, for instance from `openssl rand -hex 32`, "
             "or ISABELLA_HOST to 127.0.0.1.",
         )
     if len(settings.token.get_secret_value()) < SHORTEST_TOKEN:
@@ -152,7 +152,7 @@ def only_backend(settings: Settings) -> Iterator[None]:
         ConfigurationError: another backend of this home runs, or the lock cannot be used.
     """
     home = settings.home.absolute()
-    # The group passes through a home of root's to the database (see `os_users`).
+    # The group passes through root's home to the database (see `os_users`).
     user = postgres_user() if settings.letta_base_url is None else None
     try:
         make_home(home, group=user.gid if user else None)

@@ -163,7 +163,7 @@ class Runtime:
                 advisory.move(connection.database_url)
 
     async def explain(self, error: IsabellaError) -> IsabellaError:
-        """Return an error of Letta as `Interrupted`, if it comes of a process that is being started again."""
+        """Return an error of Letta as `Interrupted`, if it comes of a process that is being restarted."""
         supervisor = self.readiness.supervisor
         if supervisor is None or not isinstance(error, LettaError) or isinstance(error, LettaRefused):
             return error
@@ -173,9 +173,9 @@ class Runtime:
         unknown = isinstance(error, LettaUnreachable) and error.sent
         return Interrupted(
             joined([part.reason for part in supervisor.down]),
-            remedy=english("It is started again; then check whether the request was carried out.")
+            remedy=english("It is being restarted; then check whether the request was carried out.")
             if unknown
-            else english("It is started again; repeat the request in a few seconds."),
+            else english("It is being restarted; repeat the request in a few seconds."),
         )
 
     def on_watch_event(self, event: WatchEvent) -> None:
@@ -339,7 +339,7 @@ async def run_watcher(
 def _update_keys(models: ModelCatalog, watcher: Watcher, report: Report) -> None:
     """Give the model catalog the keys that Letta holds now.
 
-    A provider that is not proven keeps its former key, unless it has none any more.
+    A provider that is not proven keeps its former key, unless it no longer has one.
     """
     try:
         # The settings of the sync: a key file may have changed again since.
@@ -371,7 +371,7 @@ async def run_reflection(agent_service: AgentService, turn_service: TurnService)
 
 
 def send_as_turn(turn_service: TurnService) -> SendMessage:
-    """Return a function that sends a message to an agent in a turn of its own, with queue, locks and failover."""
+    """Return a function that sends a message to an agent in a separate turn, with queue, locks and failover."""
 
     async def send(agent_id: str, text: str) -> None:
         turn = await turn_service.open(agent_id, text)
@@ -413,7 +413,7 @@ async def _reflect_forever(
             # not asked every minute.
             pause = min(pause * 2, _LONGEST_REFLECTION_PAUSE)
             sentence = english(
-                "The reflection failed, and is tried again in %(seconds)s s: %(what)s",
+                "The reflection failed, and is retried in %(seconds)s s: %(what)s",
                 seconds=format(pause, ".0f"),
                 what=error.what,
             )

@@ -177,7 +177,7 @@ class InProcessBackend:
 
 @contextmanager
 def in_process_backend(settings: Settings, connection: Connection) -> Iterator[InProcessBackend]:
-    """Serve agents and turns on a loopback port, in a thread, with a token of its own. Providers are not synced."""
+    """Serve agents and turns on a loopback port, in a thread, with its own token. Providers are not synced."""
     listener = listening_socket("127.0.0.1", 0)
     backend = InProcessBackend(
         backend_url("127.0.0.1", listener.getsockname()[1]), SecretStr(secrets.token_urlsafe(24))
@@ -235,7 +235,7 @@ async def _sync(settings: Settings, options: ServeOptions, connection: Connectio
 
 
 async def _wait_for_letta(connection: Connection, say: Callable[[str], None]) -> None:
-    """Wait until Letta answers: a Letta server of the operator's own may be starting at the same time."""
+    """Wait until Letta answers: the operator's own Letta server may be starting at the same time."""
     pause = 0.5
     async with LettaClient.open(connection) as letta:
         while True:

@@ -2,7 +2,7 @@
 
 Importing the application takes longer than everything before it. The HTTP server therefore starts with this one. It
 needs little beyond the standard library and uvicorn, and keeps its connections when requests are passed on. It
-knows no key and no memory, reads no body, and shows to everybody what `GET /ready` shows to everybody.
+knows no key and no memory, reads no body, and shows to anyone what `GET /ready` shows to anyone.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class StartupApp:
         self._hosts = hosts
         self._on_failure = on_failure
         self._app: ASGIApp | None = None
-        #: the whole application; whoever loads it sets it, in any thread
+        #: the whole application; set by the thread that loads it
         self.loaded: Future[ASGIApp] = Future()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -149,7 +149,7 @@ class _Replayed:
 async def _live_on(
     app: ASGIApp, scope: Message, messages: _Replayed, send: Send, on_started: Callable[[ASGIApp], None]
 ) -> None:
-    """Run the lifespan of an application in a server that has told its own start already."""
+    """Run the lifespan of an application in a server that has already announced its own start."""
 
     async def send_on(message: Message) -> None:
         if message["type"] == "lifespan.startup.complete":

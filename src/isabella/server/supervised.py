@@ -93,7 +93,7 @@ async def _follow_letta(runtime: Runtime, server: Server, settings: Settings) ->
     if connection.base_url == former.base_url:
         return False
     sentence = english(
-        "Letta has another port, because its former one was taken: %(base_url)s.", base_url=connection.base_url
+        "Letta has a new port because its former one was taken: %(base_url)s.", base_url=connection.base_url
     )
     log.warning(sentence)
     runtime.event_log.add_notice(sentence, warning=True)

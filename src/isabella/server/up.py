@@ -70,7 +70,7 @@ def _bind(settings: Settings) -> socket.socket:
 
 
 class _Backend:
-    """The HTTP server in a thread of its own, which answers at once, and the application that it gets when imported.
+    """The HTTP server in its own thread, which answers at once, and the application that it gets when imported.
 
     The main thread prepares, so that a signal can interrupt it.
     """
@@ -114,7 +114,7 @@ class _Backend:
                     self._thread.join()
 
     def load(self, token: Token) -> None:
-        """Import the application in a thread of its own; the server passes requests on to it when it is there."""
+        """Import the application in a separate thread; the server passes requests on to it when it is there."""
         threading.Thread(target=self._load, args=(token,), name="imports", daemon=True).start()
 
     def on_step(self, event: Step) -> None:

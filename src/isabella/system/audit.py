@@ -42,7 +42,7 @@ _LONGEST_TEXT = 500
 
 
 class ActorKind(StrEnum):
-    """How somebody came to change something."""
+    """The way a change was requested."""
 
     OPERATOR = "operator"  # at a terminal, with the rights of a user of this machine
     SESSION = "session"  # a browser that has signed in
@@ -55,7 +55,7 @@ class ActorKind(StrEnum):
 
 @dataclass(frozen=True)
 class Actor:
-    """Who changes something.
+    """The actor of a change.
 
     Attributes:
         name: the user of this machine, the beginning of a session's id, or the job.
@@ -70,7 +70,7 @@ class Actor:
 
 
 class ChangeOutcome(StrEnum):
-    """How a change ended."""
+    """The outcome of a change."""
 
     BEGUN = "begun"
     DONE = "done"
@@ -141,7 +141,7 @@ class Change:
     def end(self, error: BaseException | None) -> None:
         """Append its second line, if anything was written."""
         if error is not None:
-            # The message of an error of Isabella's has no secret; another one's is not known.
+            # The message of an Isabella error has no secret; another one may have.
             what = getattr(error, "what", None)
             self.error = str(what) if what else type(error).__name__
         self._append(ChangeOutcome.FAILED if self.error else ChangeOutcome.DONE)
@@ -157,7 +157,7 @@ class Change:
 
 
 _actor: ContextVar[Actor | None] = ContextVar("audit_actor", default=None)
-_command = ""  # of the whole process: the backend of a command runs in a thread of its own
+_command = ""  # of the whole process: the backend of a command runs in its own thread
 #: The change that is under way; False within a block whose writes are none.
 _under_way: ContextVar[Change | bool | None] = ContextVar("audit_change", default=None)
 
@@ -237,7 +237,7 @@ def temporary() -> Iterator[None]:
 
 @contextmanager
 def writing(home: Path | None, kind: str, subject: str, **details: Any) -> Iterator[None]:
-    """Record one write within the block: as part of the change that is under way, or as one of its own."""
+    """Record one write within the block: as part of the change that is under way, or as a separate one."""
     outer = _under_way.get()
     if home is None or outer is False:
         yield
@@ -312,7 +312,7 @@ def _full(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class Record:
-    """A change as its lines tell it."""
+    """A change, as its log lines describe it."""
 
     entry: Entry  # the last line, with the time of the first one
     interrupted: bool = False  # whether there is no second line

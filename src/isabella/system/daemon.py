@@ -1,4 +1,4 @@
-"""A server of Isabella's on loopback, as a process of its own: started, found again, and stopped.
+"""An Isabella server on loopback, as a separate process: started, found again, and stopped.
 
     FOLDER/
     ├── state.json     port, control token, and the process that starts the server again whenever it ends
@@ -44,7 +44,7 @@ class RunningDaemon:
     """A running server: its port, process and control token.
 
     `listener` is its listening socket if this call started it: as long as the caller keeps that open, nobody else can
-    take the port while the server is started again.
+    take the port while the server is restarted.
     """
 
     port: int
@@ -60,7 +60,7 @@ class RunningDaemon:
 
 @dataclass(frozen=True)
 class Daemon:
-    """A server in a process of its own.
+    """A server in a separate process.
 
     Attributes:
         title: its name in messages, for instance `the gateway`.
@@ -176,7 +176,7 @@ class Daemon:
         return listening_socket(HOST, 0)
 
     def hold(self) -> socket.socket | None:
-        """Listen on the port of a server that has ended, so that no other program can, until it is started again.
+        """Listen on the port of a server that has ended, so that no other program can, until it is restarted.
 
         Return None if it runs, if another process is starting it or supervises it, or if the port is taken.
         """

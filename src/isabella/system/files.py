@@ -120,7 +120,7 @@ def write(path: Path, text: str, *, mode: int) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names of the files in a folder on disk, so that a power failure cannot undo a change of them."""
+    """Flush the names of the files in a folder to disk, so that a power failure cannot undo a change of them."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -86,7 +86,7 @@ def configure_logs(
 
 
 def _drop_retries(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Drop the log lines of retries: a request that fails for good has a log line of its own."""
+    """Drop the log lines of retries: a request that fails for good has its own log line."""
     if event.get("event") == "stamina.retry_scheduled":
         raise structlog.DropEvent
     return event
@@ -111,7 +111,7 @@ def _clean_line(_logger: Any, _method: str, line: Any) -> str:
 
 
 class _Limit(logging.Filter):
-    """Passes so many warnings and errors of one kind in a minute, and tells how many more there were.
+    """Passes so many warnings and errors of one kind in a minute, and reports how many more there were.
 
     The kind of a line is its logger, the first line of its text, and the class of its exception.
     """

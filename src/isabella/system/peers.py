@@ -1,7 +1,7 @@
 """Verification of the local process behind a port, before a token, a password or a message is sent there.
 
 Any user of the machine may bind a port that a crash has left free. Each new connection to one of Isabella's servers
-is therefore verified before the first byte is sent: the process that Isabella's home records as that server has to
+is therefore verified before the first byte is sent: the process that Isabella's home records as that server must
 listen on the port both before and after the connection is made. It is then the process that accepted the connection,
 and a connection that is kept open stays with it.
 """

@@ -121,7 +121,7 @@ class Reaper:
         self._seen: set[int] = set()
 
     def reap(self) -> None:
-        """Reap the children that were found ended before, too: whoever waits for one has done so in between."""
+        """Reap the children that were found ended before, too: the code that waits for one has done so in between."""
         ended = {child.pid for child in psutil.Process().children() if has_ended(child)}
         for pid in ended & self._seen:
             with suppress(ChildProcessError):
@@ -145,7 +145,7 @@ def spawn(
     cwd: Path | None = None,
     pass_fds: Sequence[int] = (),
 ) -> ChildProcess:
-    """Start a process in a session of its own, with its output appended to a log that only its owner can read.
+    """Start a process in a new session, with its output appended to a log that only its owner can read.
 
     Secrets belong in `env`, not in `argv`, which every user of the machine can see. Raises `OSError`.
     """

@@ -69,7 +69,7 @@ def redact(text: str) -> str:
 
 
 def unforeseen(error: Exception) -> str:
-    """Return the type and the redacted message of an error that has no message of its own for users."""
+    """Return the type and the redacted message of an error that has no message for users."""
     return f"{type(error).__name__}: {redact(str(error))}"
 
 

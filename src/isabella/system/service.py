@@ -1,6 +1,6 @@
 """Isabella as a service of the user: a unit of systemd, or an agent of launchd on macOS.
 
-The service runs `isabella up`, starts it again after a crash, and allows it only what it needs. Everything below it
+The service runs `isabella up`, restarts it after a crash, and allows it only what it needs. Everything below it
 inherits that: Letta, Postgres and the gateway. A sandbox around tools needs namespaces, so these stay allowed.
 """
 
@@ -164,7 +164,7 @@ class Service:
         return UnitStatus(self.file, installed=True, enabled=enabled, active=active)
 
     def starts_before_login(self) -> bool:
-        """Have services of this user start with the machine, not with a login. Return whether they do."""
+        """Make services of this user start with the machine, not with a login. Return whether they do."""
         return self.platform == "darwin" or self._succeeds("loginctl", "enable-linger")
 
     @property

@@ -44,7 +44,7 @@ class ListeningSocket(socket.socket):
     asyncio accepts as many connections in a row as there are, and reads none meanwhile. Here it accepts a few, so
     that a request that has arrived is read before its connection is closed in favour of later ones.
 
-    If no descriptor is left, asyncio would try again and again, and log each time. Here the connection is closed at
+    If no descriptor is left, asyncio would retry continuously and log each time. Here the connection is closed at
     once, by means of a descriptor that is kept in reserve.
     """
 

@@ -1,7 +1,7 @@
-"""The files that Isabella keeps in her home: reading what may be damaged, and replacing it.
+"""The files in Isabella's home: reading what may be damaged, and replacing it.
 
 A file may be missing, cut off, written by another program, or not a file at all. What is read is limited in size and
-time. A damaged file that can be made anew is reported once and replaced; what a new file cannot replace in place, for
+time. A damaged file that can be recreated is reported once and replaced; what a new file cannot replace in place, for
 instance a directory, is renamed to `NAME.damaged`. Nothing is deleted.
 """
 
@@ -93,7 +93,7 @@ def report_fields(path: Path) -> None:
 
 
 def make_way(path: Path, *, log: bool = False) -> None:
-    """Rename anything that is not a regular file at this path. A log may be a link to one, and has to be writable."""
+    """Rename anything that is not a regular file at this path. A log may be a link to one, and must be writable."""
     try:
         mode = path.stat().st_mode if log else path.lstat().st_mode
     except FileNotFoundError:

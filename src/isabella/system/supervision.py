@@ -1,8 +1,9 @@
-"""Supervision of servers that Isabella runs in processes of their own.
+"""Supervision of servers that Isabella runs in separate processes.
 
-A part that has ended is started again, on its port, whoever had started it. Parts have an order: one is started only
-if all before it work. A part that is alive and does not answer is given time, and then replaced. Starts that fail, or
-that soon end again, are repeated after growing pauses; after several that fail the supervisor waits for minutes.
+A part that has ended is restarted on its port, no matter what had started it. Parts have an order: one is started
+only if all before it work. A part that is alive and does not answer is given time, and then replaced. Starts that
+fail, or that soon end again, are repeated after growing pauses; after several failures the supervisor waits for
+minutes.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Sight:
 
 
 class Part(Protocol):
-    """A server in a process of its own. Every method may block."""
+    """A server in a separate process. Every method may block."""
 
     name: str  #: in messages, such as `Letta`
     word: str  #: in metrics and events, such as `letta`
@@ -78,7 +79,7 @@ class PartState(StrEnum):
     RUNS = "runs"
     #: It is alive, and does not answer.
     SILENT = "silent"
-    #: It has ended, and is being started again.
+    #: It has ended, and is being restarted.
     DOWN = "down"
     #: It could not be started several times, and is tried again in some minutes.
     GIVEN_UP = "given_up"
@@ -244,7 +245,7 @@ class Supervisor:
     def _judge(self, watched: _Watched, sight: Sight) -> None:
         """Compare a part with what was known of it."""
         if self._looks == 0:
-            # Whoever runs this supervisor has started it.
+            # The process of this supervisor has started it.
             watched.answered = sight.process
         watched.process = sight.process
         if sight.process is None:
@@ -380,7 +381,7 @@ def _sight(part: Part) -> Sight:
     except Exception as error:  # noqa: BLE001 - no error ends the supervisor
         return Sight(
             None,
-            english("%(name)s cannot be looked at: %(unforeseen)s", name=part.name, unforeseen=unforeseen(error)),
+            english("%(name)s cannot be inspected: %(unforeseen)s", name=part.name, unforeseen=unforeseen(error)),
         )
 
 

@@ -110,8 +110,8 @@ class AgentCache:
             self.forget(agent_ref.id)
             if error.status in (404, 422):
                 raise AgentUnknown(
-                    english("There is no agent %(name)s any more.", name=agent_ref.name),
-                    remedy=english("`isabella agents list` shows those that there are."),
+                    english("The agent %(name)s no longer exists.", name=agent_ref.name),
+                    remedy=english("`isabella agents list` shows the existing ones."),
                 ) from None
             raise
         now = _with_model(replace(agent_ref, name=row.name or agent_ref.name), row.llm)
@@ -217,7 +217,7 @@ class TemporaryBinding:
         return self._original
 
     async def to(self, binding: Binding) -> None:
-        """Bind the agent. The gate of the binding's provider has to be passed."""
+        """Bind the agent. The gate of the binding's provider must be passed."""
         if self._original is None:
             # Read from Letta, because the agent may have been switched since it was cached.
             self._original = self._current = (await self._agent_cache.reload(self._agent_ref)).binding

@@ -61,13 +61,13 @@ class CancelRequest:
     """A request to end a turn early; wakes the attempt that waits for the next line."""
 
     def __init__(self) -> None:
-        self.evicted = False  #: set if the turn's provider has to be changed now
+        self.evicted = False  #: set if the turn's provider must be changed now
         self.stopped = False  #: set if the turn was stopped
         self._inbox: asyncio.Queue[_Item] | None = None
 
     @property
     def made(self) -> bool:
-        """Whether the turn has to end."""
+        """Whether the turn must end."""
         return self.evicted or self.stopped
 
     def stop(self) -> None:
@@ -118,7 +118,7 @@ class Attempt:
     conversation: str | None = None  #: the id of another conversation than the default one
     #: ends the agent's requests at the vendor, if a gateway can do that
     end_calls: Callable[[str], Awaitable[None]] | None = None
-    #: waits while Letta is frozen or started again; returns whether it was, so that its silence is none of the vendor
+    #: waits while Letta is frozen or restarted; returns whether it was, so that its silence is none of the vendor
     outlast: Callable[[], Awaitable[bool]] | None = None
     #: returns how many seconds more the vendor may take to begin; asked once
     more_time: Callable[[], Awaitable[float]] | None = None
@@ -323,7 +323,7 @@ class Attempt:
         elif self.cancel_request.evicted:
             self.refusal = VendorRefusal(
                 ErrorCode.PROVIDER_CHANGING,
-                english("The provider has to be changed, and this turn did not end in time."),
+                english("The provider must be changed, and this turn did not end in time."),
                 counts=False,
             )
         elif not self._confirmed:
@@ -390,7 +390,7 @@ class Attempt:
             if not pump.done() and self._stop is None and not self._cancelled:
                 # This task is being cancelled: the client has disconnected.
                 await self._cancel(letta, inbox)
-            # Letta notices the cancellation with the vendor's next chunk. What it stores until then has to be known
+            # Letta notices the cancellation with the vendor's next chunk. What it stores until then must be known
             # before Isabella stores the rest.
             await asyncio.wait({pump}, timeout=_END_SECONDS)
             pump.cancel()
@@ -444,5 +444,5 @@ async def _pump(stream: AsyncGenerator[str, None], inbox: asyncio.Queue[_Item]) 
             async for line in lines:
                 inbox.put_nowait(line)
         inbox.put_nowait(_Closed())
-    except Exception as error:  # noqa: BLE001 - the turn has to end, whatever the transport raises
+    except Exception as error:  # noqa: BLE001 - the turn must end, whatever the transport raises
         inbox.put_nowait(_Closed(error))

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 
 class EndReason(StrEnum):
-    """How a turn ended."""
+    """The reason for the end of a turn."""
 
     COMPLETED = "completed"
     #: The agent took as many steps as Letta allows in one turn.
@@ -29,7 +29,7 @@ class EndReason(StrEnum):
 
 
 class ErrorCode(StrEnum):
-    """What went wrong. The codes of the first group also appear in `failover` events."""
+    """The cause of a failure. The codes of the first group also appear in `failover` events."""
 
     # --- one vendor ---------------------------------------------------------------------------------------------
     KEY_REFUSED = "key_refused"
@@ -74,7 +74,7 @@ class ErrorCode(StrEnum):
     LETTA_REFUSED = "letta_refused"
     LETTA_FAILING = "letta_failing"
     AGENT_UNKNOWN = "agent_unknown"
-    #: The message that this one should replace is not in the agent's context any more.
+    #: The message that this one should replace is no longer in the agent's context.
     MESSAGE_GONE = "message_gone"
     CONVERSATION_UNKNOWN = "conversation_unknown"
     #: Isabella's own configuration or state.
@@ -109,7 +109,7 @@ class Queued(Event):
 
 @dataclass(frozen=True)
 class Held(Event):
-    """The turn waits: its provider is being changed, or Letta, Postgres or the gateway is being started again."""
+    """The turn waits: its provider is being changed, or Letta, Postgres or the gateway is being restarted."""
 
     kind: ClassVar[str] = "held"
     reason: str  #: one sentence

@@ -1,4 +1,4 @@
-"""How long a turn waits for a vendor's first token, beyond `ISABELLA_FIRST_TOKEN_TIMEOUT`.
+"""The time limit of a vendor's first token, beyond `ISABELLA_FIRST_TOKEN_TIMEOUT`.
 
 A model reads the whole prompt before it begins. A local one may read a hundred tokens a second or fewer, so a long
 prompt takes minutes. A vendor that is given up too early fails at every turn; one that is dead should not be waited
@@ -22,7 +22,7 @@ _MARGIN = 3.0
 
 
 class ReadingSpeeds:
-    """How fast the models read their prompts, by handle, from the turns of this process."""
+    """The speeds at which models read their prompts, by handle, measured in the turns of this process."""
 
     def __init__(self) -> None:
         self._measured: dict[str, deque[float]] = {}

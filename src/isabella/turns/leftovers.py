@@ -102,7 +102,7 @@ class FirstTurns:
 
 @dataclass(frozen=True)
 class EarlierTurn:
-    """What the history has of a turn whose request is repeated: its answer, which may be incomplete."""
+    """An earlier turn in the history whose request is repeated, with its answer, which may be incomplete."""
 
     answer: tuple[AnswerText, ...]
 

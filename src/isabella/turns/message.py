@@ -1,4 +1,4 @@
-"""What a user sends to an agent."""
+"""A user's message to an agent."""
 
 from __future__ import annotations
 

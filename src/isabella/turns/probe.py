@@ -45,7 +45,7 @@ class ProbeResult:
 
 
 async def probe_bindings(connection: Connection, bindings: Sequence[Binding]) -> list[ProbeResult]:
-    """Have a temporary agent of each binding say one line. It raises nothing for what Letta or a vendor does."""
+    """Ask a temporary agent of each binding for one line. It raises nothing for what Letta or a vendor does."""
     # Its agents are gone afterwards.
     async with LettaClient.open(connection, timeout=connection.timeout * 2) as letta:
         with audit.temporary():
@@ -92,7 +92,7 @@ async def _probe_once(letta: LettaClient, binding: Binding) -> ProbeResult:
         return ProbeResult(Receipt.ACCEPTED, vendor=VendorState.ANSWERS)
     except LettaUnreachable as error:
         if error.timed_out:
-            return ProbeResult(Receipt.FAILED, english("Letta gave no answer in time"))
+            return ProbeResult(Receipt.FAILED, english("Letta did not answer in time"))
         raise _LettaFailed(english("Letta gave no answer")) from None
     except (LettaRefused, LettaBroken) as error:
         return judge_refusal(error)

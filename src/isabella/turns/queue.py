@@ -51,16 +51,16 @@ class TurnQueue:
 
     @property
     def waiting(self) -> int:
-        """How many tickets wait behind the first of their queue."""
+        """The number of tickets that wait behind the first of their queue."""
         return sum(len(queue) - 1 for queue in self._queues.values())
 
     def take(self, agent_id: str) -> Ticket:
-        """Return a ticket at the end of an agent's queue, or raise `QueueFull`. It has to be waited for, or left."""
+        """Return a ticket at the end of an agent's queue, or raise `QueueFull`. It must be waited for, or left."""
         queue = self._queues.setdefault(agent_id, deque())
         if len(queue) > self._limit:
             wait = min(self._turn_seconds * len(queue), _MAX_RETRY_AFTER)
             raise QueueFull(
-                english("%(count)s turns already wait for this agent.", count=len(queue) - 1),
+                english("%(count)s turns are already waiting for this agent.", count=len(queue) - 1),
                 retry_after=max(1.0, round(wait)),
                 remedy=english("Try again later; ISABELLA_TURN_QUEUE sets how many turns may wait."),
             )
@@ -145,5 +145,5 @@ class Ticket:
         self.at_head.set()
 
     def leave(self) -> None:
-        """Make room for the next ticket; may be called more than once."""
+        """Let the next ticket proceed; may be called more than once."""
         self._queue.remove(self)

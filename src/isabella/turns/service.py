@@ -53,7 +53,7 @@ class TurnService:
         self._running: dict[str, Turn] = {}
 
     async def open(self, agent: str, message: str | UserMessage, conversation: str | None = None) -> Turn:
-        """Accept a turn, whose `events` have to be read unless it is told to `leave`.
+        """Accept a turn, whose `events` must be read unless it is told to `leave`.
 
         `conversation` is the id of a conversation; None and `default` are the agent's default one. Raises
         `MessageRefused`, `QueueFull`, `ConversationUnknown`, `ConversationRefused`, or `AgentUnknown` for a name,
@@ -118,11 +118,11 @@ class TurnService:
         handles = ", ".join(dict.fromkeys((agent_ref.handle, *agent_ref.handles)))
         return ImagesRefused(
             english(
-                "No model of %(name)s is known to take images (%(handles)s).", name=agent_ref.name, handles=handles
+                "No model of %(name)s is known to accept images (%(handles)s).", name=agent_ref.name, handles=handles
             ),
             remedy=english(
-                "Switch the agent to one that does. For a vendor of your own, `quirks.image_models` "
-                "in isabella.toml names them."
+                "Switch the agent to one that does. For your own vendors, `quirks.image_models` in isabella.toml "
+                "names them."
             ),
         )
 
@@ -145,7 +145,7 @@ class TurnService:
 
     @property
     def under_way(self) -> int:
-        """How many turns run or wait."""
+        """The number of turns that run or wait."""
         return len(self._running)
 
     def _forget(self, turn: Turn) -> None:
@@ -161,7 +161,7 @@ def new_turn_service(
 ) -> TurnService:
     """Return a turn service for the agents of one Letta; it records what each vendor did in `vendors`.
 
-    With a `supervisor`, turns wait while a part that it watches is started again.
+    With a `supervisor`, turns wait while a part that it watches is restarted.
     """
     settings, peer = agent_service.settings, agent_service.connection.peer
     several = settings.several_backends or locks.advisory is None

@@ -1,6 +1,6 @@
 """Parse Letta's answer stream, and judge the errors in it. Events of other types than those below are ignored.
 
-Letta wraps every failure of a vendor into an event of its own (measured on 0.16.8, docs/turns.md): a type, which is
+Letta wraps every failure of a vendor into a separate event (measured on 0.16.8, docs/turns.md): a type, which is
 exact for 401 and 429 only, and a sentence that quotes the vendor's status and body. The status decides; the wording
 counts only if there is no status.
 """
@@ -42,7 +42,7 @@ _RETRY_IN = re.compile(
 )
 #: The vendor's status and body, as its client in Letta prints them.
 _QUOTED = re.compile(r"Error code: (\d{3}) - (\{.*\})", re.DOTALL)
-#: The name of the client in Letta's own sentences, whoever the vendor is (fact M7), and the code before them.
+#: The name of the client in Letta's own sentences, for any vendor (fact M7), and the code before them.
 _CLIENT_NAME = re.compile(r"\bOpenAI\b(?!-compatible)")
 _LETTAS_CODE = re.compile(r"^[A-Z][A-Z_]+: ")
 _TITLE = re.compile(r"<title>(.*?)</title>", re.DOTALL | re.IGNORECASE)
@@ -305,7 +305,7 @@ def is_of_vendor(code: ErrorCode, status: int | None) -> bool:
 
 
 def remedy_of(code: ErrorCode) -> str | None:
-    """Return what to do about an error of the agent's only vendor, if the code tells it."""
+    """Return what to do about an error of the agent's only vendor, if the code determines it."""
     remedy: str | None = _CODES.get(code, {}).get("remedy")
     return None if remedy is None else english(remedy)
 

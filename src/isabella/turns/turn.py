@@ -52,7 +52,7 @@ log = structlog.get_logger()
 _T = TypeVar("_T")
 
 _STORE_SECONDS = 10.0
-#: From how many additional seconds on a wait for the first token is told.
+#: The additional seconds from which a wait for the first token is announced.
 _TOLD_SECONDS = 1.0
 #: How long the end of an answer waits to learn from Letta which model gave it.
 _LOOKUP_SECONDS = 5.0
@@ -60,7 +60,7 @@ _LOOKUP_SECONDS = 5.0
 _HELD_SECONDS = 0.25
 #: How often a turn tries again what fails although every part works.
 _TRIES = 3
-#: How long a turn waits for a Letta or a Postgres that others start again, and how often it tries.
+#: How long a turn waits for a Letta or a Postgres that others restart, and how often it tries.
 _OTHERS_SECONDS, _OTHERS_PAUSE = 30.0, 0.5
 #: How long a turn waits for a run that another backend has left, before it is cancelled.
 _LEFTOVER_SECONDS = 10.0
@@ -121,7 +121,7 @@ class TurnDependencies:
     vendors: VendorStatusBoard = field(default_factory=VendorStatusBoard)
     supervisor: Supervisor | None = None  #: starts Letta, Postgres and the gateway again; None if nobody does
     hold: float = 120.0  #: seconds that a turn waits for them
-    shared: bool = False  #: whether other backends run turns on the same Letta, or others start it again
+    shared: bool = False  #: whether other backends run turns on the same Letta, or others restart it
     first_turns: leftovers.FirstTurns | None = None  #: of a single backend that runs its Letta itself
     speeds: ReadingSpeeds = field(default_factory=ReadingSpeeds)
     prompts: SystemPrompts = field(default_factory=SystemPrompts)
@@ -195,7 +195,7 @@ class Turn:
     async def events(self) -> AsyncGenerator[Event, None]:
         """Run the turn and yield its events: first `Opened`, last exactly one `Ended`.
 
-        The turn runs in a task of its own, which waits while the reader handles an event. Closing this generator
+        The turn runs in its own task, which waits while the reader handles an event. Closing this generator
         cancels that task and waits for its cleanup: it cancels Letta's run, stores the partial answer and binds the
         agent back.
         """
@@ -297,7 +297,7 @@ class Turn:
         return True
 
     async def _wait_for_others(self) -> bool:
-        """Wait a moment for a Letta or a Postgres that others start again; return whether to try again."""
+        """Wait a moment for a Letta or a Postgres that others restart; return whether to try again."""
         if self._others_left <= 0:
             return False
         self._others_left -= _OTHERS_PAUSE
@@ -335,16 +335,16 @@ class Turn:
             self._failed = TurnFailed(
                 ErrorCode.STREAM_BROKEN,
                 "The turn with this message broke off before the answer was complete.",
-                "What had arrived is stored. Ask again.",
+                "The part that arrived is stored. Ask again.",
             )
         return True
 
     async def _end_runs(self, wait: float, *, alive_since: float = 0.0) -> None:
-        """End the runs of this agent that nobody reads any more."""
+        """End the runs of this agent that nobody reads any longer."""
         deps = self._deps
 
         async def tell() -> None:
-            await self._emit(Held(english("Letta is still at an earlier turn of this agent.")))
+            await self._emit(Held(english("Letta is still running an earlier turn of this agent.")))
 
         await self._repeatedly(
             partial(
@@ -447,7 +447,7 @@ class Turn:
             self._tried.add(candidate.handle)
             if self._message.images and not self._deps.agent_cache.takes_images(candidate.handle):
                 refusal = VendorRefusal(
-                    ErrorCode.REQUEST_REFUSED, english("The model takes no images."), counts=False
+                    ErrorCode.REQUEST_REFUSED, english("The model does not accept images."), counts=False
                 )
                 self._refusals.append(refusal)
                 await self._emit(Failover(candidate.handle, refusal.code, refusal.message))
@@ -901,9 +901,9 @@ class Turn:
 
 def broken_turn(refusal: VendorRefusal, *, stored: bool | None) -> TurnFailed:
     """Return the error of a turn that broke off; `stored`: whether its message is in the history, None if unknown."""
-    kept = english("What had arrived is stored.") if stored else english("Nothing of this turn is stored.")
+    kept = english("The part that arrived is stored.") if stored else english("Nothing of this turn is stored.")
     if stored is None:
-        kept = english("Letta does not say whether this turn is stored: look into the history first.")
+        kept = english("Letta does not say whether this turn is stored: look at the history first.")
     if refusal.code is ErrorCode.PROVIDER_CHANGING:
         return TurnFailed(refusal.code, refusal.message, joined([kept, english("Ask again in a moment.")]))
     remedy = joined([kept, english("Ask again, or switch to another model.")])
@@ -925,7 +925,7 @@ def empty_turn(refusal: VendorRefusal) -> TurnFailed:
 
 
 def interrupted_turn(part: PartStatus) -> TurnFailed:
-    """Return the error of a turn that has waited in vain for Letta, Postgres or the gateway."""
+    """Return the error of a turn that has waited for Letta, Postgres or the gateway."""
     code = ErrorCode.GATEWAY_UNREACHABLE if part.word == "gateway" else ErrorCode.LETTA_UNREACHABLE
     return TurnFailed(
         code, part.reason, english("`GET /ready` says when it works again; then send the message again.")

@@ -33,12 +33,12 @@ _ABOUT_FUNDS = ("quota", "balance", "billing", "payment", "credit", "funds")
 
 
 class VendorState(StrEnum):
-    """What a vendor did with its last request."""
+    """The outcome of a vendor's last request."""
 
     ANSWERS = "answers"
     REFUSES_KEY = "refuses_key"
     REFUSES = "refuses"  # it knows the key, but refuses: no funds, too many requests, no permission
-    FAILS = "fails"  # it answers with an error of its own, or with something that cannot be understood
+    FAILS = "fails"  # it answers with its own error, or with something that cannot be understood
     UNREACHABLE = "unreachable"
     NOT_ASKED = "not_asked"
 
@@ -89,7 +89,7 @@ _STATES = {
 
 
 class Trouble(StrEnum):
-    """What prevented an answer of the vendor."""
+    """The cause that prevented a vendor's answer."""
 
     DNS = "dns"  # the host name is not known
     TLS = "tls"  # no trustworthy connection
@@ -131,7 +131,7 @@ class VendorAnswer:
             )
             return VendorObservation(VendorState.UNREACHABLE, reason, datetime.now(UTC))
         if self.verdict is KeyVerdict.ACCEPTED:
-            reason = english("it takes the key and lists %(said)s", said=self.said)
+            reason = english("it accepts the key and lists %(said)s", said=self.said)
         else:
             reason = self.said if self.status is None else f"{self.status}: {self.said}"
         return VendorObservation(_STATES[self.verdict], reason, datetime.now(UTC))
@@ -207,9 +207,7 @@ def classify_answer(status: int, document: Any, *, retry_after: str | None = Non
         case 200 if (listed := parse_models(document)) is not None:
             return accepted_answer(listed)
         case 200:
-            return VendorAnswer(
-                KeyVerdict.WRONG_ADDRESS, english("what answers there is not a list of models"), status
-            )
+            return VendorAnswer(KeyVerdict.WRONG_ADDRESS, english("the answer is not a list of models"), status)
         case 402:
             return VendorAnswer(KeyVerdict.OUT_OF_FUNDS, said, status)
         case 403 if any(word in _codes(document) for word in _ABOUT_FUNDS):

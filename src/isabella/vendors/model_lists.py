@@ -65,9 +65,9 @@ class ListedModel:
     Attributes:
         window: the context window in tokens.
         max_output: the largest number of output tokens.
-        input_price, output_price: US dollars for a million tokens.
-        end: the day on which the vendor ends it.
-        deprecated: whether the vendor says that it will end.
+        input_price, output_price: US dollars per million tokens.
+        end: the day on which the vendor retires it.
+        deprecated: whether the vendor says that it will be retired.
         replacement: the id of the model that the vendor names in its place.
         converses: whether it holds conversations, by the list or by its id.
         tools: whether it calls tools.
@@ -109,7 +109,7 @@ def parse_models(document: Any) -> dict[str, ListedModel] | None:
 
 
 def llama_cpp_window(props: Any) -> int | None:
-    """Return the window that `GET /props` of a llama.cpp server tells: the one of each of its slots."""
+    """Return the window that `GET /props` of a llama.cpp server reports: the one of each of its slots."""
     return _first_number(props, ("default_generation_settings.n_ctx", "n_ctx"))
 
 
@@ -132,7 +132,7 @@ def ollama_model(id: str, shown: Any) -> ListedModel:
 
 
 def ollama_loaded(running: Any) -> dict[str, int]:
-    """Return the windows of the loaded models by id, as `GET /api/ps` of Ollama tells them."""
+    """Return the windows of the loaded models by id, as `GET /api/ps` of Ollama reports them."""
     items = _at(running, "models")
     loaded = {}
     for item in items if isinstance(items, list) else ():

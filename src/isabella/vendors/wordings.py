@@ -1,4 +1,4 @@
-"""Why a vendor refuses a request, told by its words: the table in `wordings.toml`."""
+"""Why a vendor refuses a request, recognised by its words: the table in `wordings.toml`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from importlib import resources
 
 
 class Reason(StrEnum):
-    """What a request was refused for."""
+    """The reason for a refusal."""
 
     CONTEXT_OVERFLOW = "context_overflow"
     TOKENS_PER_PERIOD = "tokens_per_period"

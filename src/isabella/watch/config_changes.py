@@ -39,8 +39,8 @@ class ConfigDiff:
 
     #: those to sync, because type, base URL, key or the problem with them has changed
     providers: tuple[str, ...] = ()
-    gone: tuple[str, ...] = ()  #: those that are not configured any more. They stay in Letta.
-    undeclared: tuple[str, ...] = ()  #: those of `gone` that are not even declared any more
+    gone: tuple[str, ...] = ()  #: those that are no longer configured. They stay in Letta.
+    undeclared: tuple[str, ...] = ()  #: those of `gone` that are no longer even declared
     restart: tuple[str, ...] = ()  #: changed variables that take effect after a restart
     timing: bool = False  #: whether the times of checks and refreshes have changed
 

@@ -23,7 +23,7 @@ class SyncCause(StrEnum):
 
 @dataclass(frozen=True)
 class Synced:
-    """Providers were brought in sync, or found to be."""
+    """Providers were brought into sync, or were already in sync."""
 
     report: Report
     part: Report
@@ -53,7 +53,7 @@ class RestartNeeded:
 
 @dataclass(frozen=True)
 class ProvidersDropped:
-    """Providers are not configured any more; they stay in Letta unchanged."""
+    """Providers are no longer configured; they stay unchanged in Letta."""
 
     names: tuple[str, ...]
 
@@ -105,7 +105,7 @@ def log_sentences(event: WatchEvent) -> list[LogSentence]:
         case ProvidersDropped(names=names):
             return [
                 LogSentence(
-                    english("Not configured any more, left in Letta unchanged: %(names)s.", names=", ".join(names))
+                    english("No longer configured, left unchanged in Letta: %(names)s.", names=", ".join(names))
                 )
             ]
         case WatchFailed(what=what, cause=cause, remedy=remedy):
@@ -169,7 +169,7 @@ def _of_models(models: ProviderModels) -> Iterator[LogSentence]:
     if models.vanished:
         yield LogSentence(
             english(
-                "%(provider)s does not list any more: %(models)s.",
+                "%(provider)s no longer lists: %(models)s.",
                 provider=models.provider,
                 models=join_some(models.vanished, _MAX_MODELS),
             )
@@ -179,8 +179,8 @@ def _of_models(models: ProviderModels) -> Iterator[LogSentence]:
     for agent in models.lost:
         yield LogSentence(
             english(
-                "%(name)s has lost its model: %(provider)s has no %(model)s any more. `isabella "
-                "agents repair` binds it to another.",
+                "%(name)s has lost its model: %(provider)s no longer has %(model)s. "
+                "`isabella agents repair` binds it to another.",
                 name=agent.name,
                 provider=models.provider,
                 model=agent.model,

@@ -45,14 +45,14 @@ class EndingModel:
 
     @property
     def sentence(self) -> str:
-        """What ends when, whom it concerns, and what to do."""
+        """The model, its date of retirement, the agents concerned, and the remedy."""
         model, agents = self.model, join_some(self.agents, _MAX_AGENTS)
         end = english("before long") if model.end is None else english("on %(day)s", day=model.end.isoformat())
         instead = f"{self.provider}/{model.replacement}" if model.replacement else "PROVIDER/MODEL"
         named = english(", and names %(model)s in its place", model=model.replacement) if model.replacement else ""
         switch = f"`isabella agents switch {shlex.quote(self.agents[0])} {instead}`"
         return english(
-            "%(provider)s ends %(model)s %(end)s%(named)s. It is the model of %(agents)s: %(switch)s.",
+            "%(provider)s retires %(model)s %(end)s%(named)s. It is the model of %(agents)s: %(switch)s.",
             provider=self.provider,
             model=model.id,
             end=end,
@@ -80,8 +80,8 @@ class ProviderModels:
 
     provider: str
     appeared: tuple[str, ...] = ()  #: models that Letta did not list before
-    vanished: tuple[str, ...] = ()  #: models that Letta does not list any more
-    lost: tuple[BoundAgent, ...] = ()  #: agents whose model the vendor does not have any more
+    vanished: tuple[str, ...] = ()  #: models that Letta no longer lists
+    lost: tuple[BoundAgent, ...] = ()  #: agents whose model the vendor no longer has
     ending: tuple[EndingModel, ...] = ()  #: models of agents that the vendor ends
     problem: str | None = None  #: why the list could not be read; nothing is known of its models then
     answer: VendorAnswer | None = None  #: the vendor's own answer to the configured key; None if it was not asked
@@ -121,7 +121,7 @@ def compare_models(
 
 
 async def refresh_models(settings: Settings, connection: Connection) -> ModelRefresh:
-    """Have Letta read the model list of every configured provider again."""
+    """Make Letta read the model list of every configured provider again."""
     ask = partial(ask_vendor, timeout=min(connection.timeout, 10.0))
     async with LettaClient.open(connection) as letta:
         store = letta.providers

@@ -116,7 +116,7 @@ def temporary_folder(home: Path, *, secrets: Sequence[str] = ()) -> Iterator[Fol
     except OSError as error:
         raise ExportFailed(
             f"{home}: the export cannot be written: {error.strerror or error}.",
-            remedy="Make room there, or export into another folder with `isabella agents export`.",
+            remedy="Free space there, or export into another folder with `isabella agents export`.",
         ) from None
 
 

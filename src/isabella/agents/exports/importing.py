@@ -90,7 +90,7 @@ async def _read(folder: Path, *, several: bool) -> ExportedAgent:
 
 
 async def _place(service: AgentService, exported: ExportedAgent, name: str | None) -> str | None:
-    """Return the id of the definition whose agent the imported one becomes; None for an agent of its own."""
+    """Return the id of the definition whose agent the imported one becomes; None for a separate agent."""
     if name is not None or exported.definition not in service.registry.definitions:
         return None
     taken = await service.registry.all(tags=[metadata.definition_tag(exported.definition)])
@@ -99,7 +99,7 @@ async def _place(service: AgentService, exported: ExportedAgent, name: str | Non
 
 @dataclass
 class _Completion:
-    """What is added to an agent after Letta has imported its agent file."""
+    """The additions to an agent after Letta has imported its agent file."""
 
     service: AgentService
     exported: ExportedAgent
@@ -142,7 +142,7 @@ class _Completion:
             if 0 <= number < len(expected):
                 if not _same(expected[number], record_of(id, rows)):
                     raise AgentError(
-                        f"Letta gives message {number + 1} of {len(expected)} back differently than it was imported.",
+                        f"Letta returns message {number + 1} of {len(expected)} other than it was imported.",
                         remedy="The agent was deleted again. Please report this, with the version of Letta.",
                     )
                 ids[expected[number].id] = id
@@ -174,7 +174,7 @@ class _Completion:
         return id
 
     async def _take_place(self, record: AgentRecord, ids: Mapping[str, str]) -> None:
-        """Have the agents that reflect on this one share its blocks, and go on where they were."""
+        """Make the agents that reflect on this one share its blocks and continue where they were."""
         registry = self.service.registry
         definition = registry.definitions[self.definition or ""]
         for other in await registry.all():

@@ -31,7 +31,7 @@ from isabella.errors import ExportRefused
 MARKER = ".git/isabella-export.json"
 INDEX = "MEMORY.md"
 
-#: Names at the top that have a meaning of their own; `memory` is that of the index on some file systems.
+#: Names at the top that have their own meaning; `memory` is that of the index on some file systems.
 _TAKEN = ("memory", "persona", "instructions", "archive", "history", "skills")
 _PART = 200_000  # the length of a file with passages or messages, in characters, after which another one begins
 _GIT_SECONDS = 300

@@ -40,7 +40,7 @@ _SUFFIXES = {"image/png": "png", "image/jpeg": "jpg", "image/gif": "gif", "image
 
 @dataclass(frozen=True)
 class Exported:
-    """What was exported."""
+    """The result of an export."""
 
     blocks: int = 0
     versions: int = 0

@@ -282,7 +282,9 @@ class _Folder:
                     digest.update(chunk)
                     size += len(chunk)
         except OSError as error:
-            raise ExportRefused(f"{target} cannot be read: {error.strerror}.", remedy="Check the folder.") from None
+            raise ExportRefused(
+                f"{target} cannot be read: {error.strerror}.", remedy="Check that it exists and can be read."
+            ) from None
         if size < expected.bytes:
             raise ExportRefused(
                 f"The export is damaged: {path} has {size} of {expected.bytes} bytes.", remedy=_REMEDY
@@ -305,6 +307,6 @@ def _no_export(root: Path) -> ExportRefused:
             remedy="Import a folder written with `--format markdown`, or an agent file.",
         )
     return ExportRefused(
-        f"{root} is not an export of Isabella, or an incomplete one: its {MANIFEST} is missing or another program's.",
+        f"{root} is not an Isabella export, or is incomplete: its {MANIFEST} is missing or another program's.",
         remedy=_REMEDY,
     )

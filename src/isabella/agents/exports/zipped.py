@@ -26,7 +26,7 @@ _MOST_FILES = 100_000
 
 
 async def export_zip(service: AgentService, record: AgentRecord, name: str) -> IO[bytes]:
-    """Return an open file without a name: a ZIP file with the folder `name`, which has everything of an agent.
+    """Return an open file without a name: a ZIP file with the folder `name`, the complete export of an agent.
 
     It is made in Isabella's home, and needs little memory. The agent's turns wait while Letta is read. Raises
     `ExportRefused`, `ExportFailed` or `LettaError`.
@@ -67,7 +67,7 @@ def unpack(content: IO[bytes], folder: Path) -> Path:
             tops = [path.parent for path in map(PurePosixPath, archive.namelist()) if path.name == MANIFEST]
             if len(tops) != 1 or len(tops[0].parts) > 1:
                 raise ExportRefused(
-                    f"The ZIP file is not an export of Isabella, or an incomplete one: it has no {MANIFEST}.",
+                    f"The ZIP file is not an Isabella export, or is incomplete: it has no {MANIFEST}.",
                     remedy="Choose the file that Isabella exported.",
                 )
             # No member gets out of the folder, and none is larger than it says.

@@ -43,7 +43,7 @@ _CONNECT_TIMEOUT, _PROBES_TIMEOUT = 4.0, 60.0
 
 @dataclass(frozen=True)
 class DoctorOptions:
-    """What to examine."""
+    """The scope of an examination."""
 
     providers: tuple[str, ...] = ()  # names of providers; all if empty
     agent: str | None = None  # name or id of one agent; all if None

@@ -99,7 +99,7 @@ class LettaCollector:
             return replace(letta, error=LettaUnreachable(what, remedy=english("See its log."), sent=True))
 
     async def check_keys(self, letta: LettaEvidence, vendors: Mapping[str, VendorEvidence]) -> LettaEvidence:
-        """Have Letta decrypt the keys that are still in doubt, and send them to their vendors."""
+        """Make Letta decrypt the keys that are still in doubt and send them to their vendors."""
         doubtful = [row for row in letta.rows or () if _doubtful(row, letta, vendors)][:_MOST_CHECKS]
         if not doubtful:
             return letta
@@ -215,7 +215,7 @@ def _doubtful(row: ProviderEvidence, letta: LettaEvidence, vendors: Mapping[str,
 
 
 async def _check(client: LettaClient, row: ProviderEvidence) -> ProviderEvidence:
-    """Have Letta itself decrypt a key and try it (fact P11)."""
+    """Make Letta decrypt a key and try it (fact P11)."""
     try:
         opens, accepted = await client.providers.check(row.stored.id)
     except LettaError:

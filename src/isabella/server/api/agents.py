@@ -135,7 +135,7 @@ class Templates(BaseModel):
 
 
 class NewAgentRequest(BaseModel):
-    """An agent to create. It has memory of its own, and is not changed with its definition later."""
+    """An agent to create. It has its own memory, and is not changed with its definition later."""
 
     name: NewName
     definition: str | None = Field(
@@ -167,7 +167,7 @@ class CountedRows(BaseModel):
 
 
 class AgentLosses(BaseModel):
-    """What is lost when an agent is deleted."""
+    """The losses when an agent is deleted."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -196,7 +196,7 @@ class PromptPartItem(BaseModel):
 
 
 class AgentPrompt(BaseModel):
-    """What an agent's model gets with the next message, without that message."""
+    """The prompt of an agent's next message, without that message."""
 
     tokens: int
     window: int = Field(description="The context window in tokens.")
@@ -275,7 +275,7 @@ async def definitions(agent_service: Agents) -> Templates:
 
 @router.post("/agents", summary="Create an agent", status_code=201)
 async def create(body: NewAgentRequest, agent_service: Agents) -> Agent:
-    """Create an agent after a definition, with memory of its own.
+    """Create an agent from a definition, with its own memory.
 
     A name that is taken is refused with 409 `agent_exists`, a handle that is not available with 409 `model_unknown`.
     """
@@ -284,7 +284,7 @@ async def create(body: NewAgentRequest, agent_service: Agents) -> Agent:
 
 @router.patch("/agents/{name}", summary="Rename an agent")
 async def rename(agent: RequestedAgent, body: NameRequest, agent_service: Agents, runtime: CurrentRuntime) -> Agent:
-    """Give an agent another name. Its id stays."""
+    """Rename an agent. Its id does not change."""
     renamed = await rename_agent(agent_service.registry, agent, body.name)
     runtime.turns.deps.agent_cache.forget(agent.id)
     return _agent(renamed, (await _problems(agent_service, [renamed])).get(renamed.id))
@@ -294,7 +294,7 @@ async def rename(agent: RequestedAgent, body: NameRequest, agent_service: Agents
 async def duplicate(agent: RequestedAgent, body: NameRequest, agent_service: Agents) -> ImportResult:
     """Create an agent like this one: prompt, tools, memory blocks, the messages in its context, and archival memory.
 
-    The copy has blocks of its own, shared ones included. Older messages are not copied.
+    The copy has its own blocks, shared ones included. Older messages are not copied.
     """
     copied = await duplicate_agent(agent_service, agent, body.name)
     return ImportResult.model_validate(copied, from_attributes=True)

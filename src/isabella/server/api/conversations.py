@@ -51,7 +51,7 @@ class NewConversation(BaseModel):
 
 
 class ConversationChange(BaseModel):
-    """What to change in a conversation."""
+    """The changes of a conversation."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -59,7 +59,7 @@ class BlockVersionItem(BaseModel):
 
     model_config = ConfigDict(from_attributes=True)
 
-    number: int = Field(description="Counted from 1 for each block; the first ones may not be kept any more.")
+    number: int = Field(description="Counted from 1 for each block; the first ones may have been dropped.")
     at: str = Field(description="When it was noted; ISO 8601.")
     author: Author = Field(
         description="`first`: it was there when the record began. `unknown`: written past Isabella, or while it did "

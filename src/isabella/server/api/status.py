@@ -43,7 +43,7 @@ class Condition(BaseModel):
     state: PartState
     reason: str = Field(description="Why it does not run; empty if it does.")
     since: datetime = Field(description="When the state began.")
-    restarts: int = Field(description="How often this backend has started it again.")
+    restarts: int = Field(description="How often this backend has restarted it.")
 
 
 class Ready(BaseModel):
@@ -191,10 +191,10 @@ async def health(readiness: CurrentReadiness) -> Health:
 async def ready(readiness: CurrentReadiness, response: Response) -> Ready:
     """Answer 200 if every provider is proven, or a degraded start is allowed; otherwise 503.
 
-    The status is `interrupted`, with 503, while Letta, Postgres or the gateway is started again. It is `degraded`
+    The status is `interrupted`, with 503, while Letta, Postgres or the gateway is restarted. It is `degraded`
     also if a vendor refuses or cannot be reached, while the other vendors still answer, if a gateway that this
     backend does not supervise cannot be reached, and if the last nightly backup failed. Supervised processes are
-    looked at for the answer, so a death is told by the first answer after it.
+    looked at for the answer, so the first answer after a death reports it.
     """
     if readiness.supervisor is not None:
         await readiness.supervisor.refresh()

@@ -48,7 +48,7 @@ class TextFile:
 
 @dataclass(frozen=True)
 class Attachments:
-    """What is attached to a message."""
+    """The attachments of a message."""
 
     images: tuple[Image, ...] = ()
     files: tuple[TextFile, ...] = ()
@@ -109,7 +109,7 @@ def _items(field: str) -> Iterator[tuple[str, bytes]]:
         ) from None
     if len(items) > MOST_FILES:
         raise MessageRefused(
-            english("%(count)s files are attached; a message takes %(most)s.", count=len(items), most=MOST_FILES),
+            english("%(count)s files are attached; a message may have %(most)s.", count=len(items), most=MOST_FILES),
             remedy=english("Send fewer."),
         )
     for name, content in items:

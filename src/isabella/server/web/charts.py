@@ -90,7 +90,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class AnswerRow:
-    """What one vendor did with the requests of turns."""
+    """The answers of one vendor to the requests of turns."""
 
     provider: str
     answered: int
@@ -160,18 +160,18 @@ def _cost(model: ListedModel | None, prompt: int, completion: int) -> float | No
 
 @dataclass(frozen=True)
 class LimitRow:
-    """What is left of one rate limit, as the vendor told it last."""
+    """The rest of one rate limit, as the vendor last reported it."""
 
     provider: str
     limit: str  #: such as `tokens a minute`
     left: int
     of: int
     share: float  #: from 0 to 1
-    told: datetime | None  #: when the vendor told it, or answered later without telling it
+    told: datetime | None  #: when the vendor reported it, or answered later without it
 
 
 def limit_rows(vendors: Mapping[str, VendorTraffic]) -> list[LimitRow]:
-    """Return the limits of which both numbers are known."""
+    """Return the limits for which both numbers are known."""
     return [
         LimitRow(
             name,

@@ -56,7 +56,7 @@ class AnswerPart:
     result: str | None = None  #: the result of the tool; None while it runs
     ok: bool = True
     failover: Failover | None = None  #: the vendor that did not answer
-    complete: bool = False  #: whether nothing is added to its text any more
+    complete: bool = False  #: whether its text is complete
     _streams: dict[str, MarkdownStream] = field(default_factory=dict, repr=False)
 
     @property
@@ -92,7 +92,7 @@ class Exchange:
 
     @property
     def ended(self) -> Ended | None:
-        """How it ended; None if it has not."""
+        """Its end; None if it has not ended."""
         return self.record.ended
 
     @property
@@ -242,7 +242,7 @@ class Conversation:
         check_message(message)
         if len(self.in_phase(ExchangePhase.WAITING)) >= _LONGEST_QUEUE:
             raise QueueFull(
-                english("%(count)s messages wait already.", count=_LONGEST_QUEUE),
+                english("%(count)s messages are already waiting.", count=_LONGEST_QUEUE),
                 retry_after=5.0,
                 remedy=english("Wait for an answer, or stop one."),
             )
@@ -315,7 +315,7 @@ class Conversation:
         finally:
             if exchange.ended is None:
                 stopped = english("The backend was stopped.")
-                remedy = english("Start it again. If the history lacks the message, send it again.")
+                remedy = english("Restart it. If the history lacks the message, send it again.")
                 exchange.fail(MessageRefused(stopped, remedy=remedy))
             exchange.phase, exchange.turn = ExchangePhase.ENDED, None
             self.notifier.notify()
@@ -332,7 +332,7 @@ class Conversation:
         answer = takewhile(lambda entry: entry.kind != "user", entries[sent[-1] + 1 :])
         exchange.answer_ids = tuple(dict.fromkeys(entry.id for entry in answer if entry.kind == "assistant"))
         if exchange.answer_ids:
-            # Of an answer that was stopped, Isabella has stored the part that came, under an id of its own.
+            # Of an answer that was stopped, Isabella has stored the part that came, under a separate id.
             exchange.record.first_message, exchange.record.last_message = (
                 exchange.answer_ids[0],
                 exchange.answer_ids[-1],

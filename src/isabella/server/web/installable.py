@@ -1,4 +1,4 @@
-"""What makes the console installable on a phone: manifest, icons, service worker and offline page.
+"""The files that make the console installable on a phone: manifest, icons, service worker and offline page.
 
 Browsers request these without a session, so they are below the path of the static files.
 """

@@ -37,7 +37,7 @@ class JobState(StrEnum):
     """The state of a job."""
 
     RUNNING = "running"
-    #: It would recreate providers, which has to be confirmed.
+    #: It would recreate providers, which must be confirmed.
     ASKING = "asking"
     DONE = "done"
     FAILED = "failed"

@@ -259,7 +259,7 @@ def script_texts() -> dict[str, str]:
         "removeFile": gettext("Remove {name}"),
         "unreadable": gettext("{name} cannot be read."),
         "thePicture": gettext("The picture"),
-        "tooMany": gettext("A message takes {most} files; {name} was left out."),
+        "tooMany": gettext("A message may have {most} files; {name} was left out."),
         "empty": gettext("{name} is empty."),
         "largePicture": gettext("{name} ({size}) is too large: the pictures of a message may have 6 MB together."),
         "largeText": gettext("{name} ({size}) is too large: a text file may have {most} characters."),

@@ -93,7 +93,7 @@ class MarkdownStream:
 
     @property
     def complete(self) -> int:
-        """The number of its first blocks that do not change any more."""
+        """The number of its first blocks that no longer change."""
         return len(self._complete)
 
     def write(self, text: str, *, ended: bool = False) -> None:

@@ -186,7 +186,7 @@ def find_agent(agents: Sequence[AgentRecord], id: str) -> AgentRecord:
     """Return the agent of an id."""
     agent = next((agent for agent in agents if agent.id == id), None)
     if agent is None:
-        raise AgentUnknown(english("This agent does not exist any more."), remedy=english("Choose another one."))
+        raise AgentUnknown(english("This agent no longer exists."), remedy=english("Choose another one."))
     return agent
 
 

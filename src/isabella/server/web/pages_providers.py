@@ -157,7 +157,7 @@ class ProvidersPage(Page):
 
 @dataclass(frozen=True)
 class PracticeNotice:
-    """What the page says about practice vendors that are in use.
+    """The page's notice about practice vendors that are in use.
 
     Attributes:
         until_key: whether a real key replaces them at once.

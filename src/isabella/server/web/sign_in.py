@@ -92,7 +92,7 @@ class SignIn:
             what = (
                 error.what
                 if isinstance(error, FormRefused)
-                else english("The token did not come as a form or as JSON.")
+                else english("The token was not sent as a form or as JSON.")
             )
             return self._failed(request, 400, "invalid_request", what)
         if not is_token(token, fields.get("token", "").strip()):
@@ -135,7 +135,7 @@ class SignIn:
         return self._failed(request, 401, "unauthorized", "Nobody is signed in.")
 
     def _page(self, request: Request, status: int, problem: str | None) -> Response:
-        # Of a form that was sent, the page that it was for is not known any more.
+        # Of a form that was sent, the page that it was for is no longer known.
         there = request.url.path if request.method == "GET" and request.url.path != LOGIN else START
         return self._renderer.page(
             request, "sign_in.html", status=status, here="", problem=problem, next=there, anonymous=True

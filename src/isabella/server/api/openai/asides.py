@@ -47,7 +47,7 @@ _LARGEST = 16 * 1024 * 1024
 _WORDS = 300
 
 #: How programs begin requests for titles, tags, follow-ups, search queries and the like (docs/clients.md). Such a
-#: message is the only one of its request; the second expression has to be somewhere in it.
+#: message is the only one of its request; the second expression must be somewhere in it.
 _TASKS = tuple(
     (re.compile(begin), re.compile(inside))
     for begin, inside in (
@@ -64,7 +64,7 @@ _TASKS = tuple(
 )
 
 
-#: Open WebUI's request for the tools to call, which has a system message of its own.
+#: Open WebUI's request for the tools to call, which has its own system message.
 _TOOLS = re.compile(r"\s*Available Tools: .*Your task is to choose and return the correct tool", re.DOTALL)
 
 

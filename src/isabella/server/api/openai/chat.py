@@ -54,7 +54,7 @@ class ChatRequest(BaseModel):
     model: str = Field(min_length=1, max_length=200, description="The agent's name.")
     messages: list[ChatMessage] = Field(
         min_length=1,
-        description="Only the last message is sent to the agent. It has to be the user's.",
+        description="Only the last message is sent to the agent. It must be the user's.",
         json_schema_extra={
             "contains": {
                 "type": "object",
@@ -116,7 +116,7 @@ class ChatCompletion(BaseModel):
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What a request wants from the agent."""
+    """The parts of a request that concern the agent."""
 
     message: UserMessage
     stop: tuple[str, ...]

@@ -129,7 +129,7 @@ class Pieces:
         self._over = False
 
     def feed(self, text: str) -> str:
-        """Take a piece of the agent's answer, and return what the client gets now."""
+        """Add a piece of the agent's answer, and return the chunks to send now."""
         if self._over:
             return ""
         self._held += text

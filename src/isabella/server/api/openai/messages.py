@@ -17,7 +17,7 @@ from isabella.turns.service import has_text
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _IMAGE_PARTS = ("image_url", "input_image")
-#: Clients put notes of their own behind the user's message, too.
+#: Clients put their own notes behind the user's message, too.
 _NOTES = ("system", "developer")
 
 
@@ -63,7 +63,7 @@ class ChatMessage(BaseModel):
 
 
 def message_to_agent(messages: Sequence[ChatMessage], param: str) -> UserMessage:
-    """Return the last message, which has to be the user's; `param` is where the messages come from.
+    """Return the last message, which must be the user's; `param` is where the messages come from.
 
     Raises:
         Unsupported: the last message is not the user's, or has parts that an agent does not take.
@@ -71,7 +71,7 @@ def message_to_agent(messages: Sequence[ChatMessage], param: str) -> UserMessage
     """
     last = next((message for message in reversed(messages) if message.role not in _NOTES), None)
     if last is None:
-        raise MessageRefused("The request has no message of the user.", remedy="Add one with the role `user`.")
+        raise MessageRefused("The request has no user message.", remedy="Add one with the role `user`.")
     if last.role != "user":
         raise _not_the_users(last.role, param)
     images = tuple(_image(part, param) for part in last.parts if part.type not in _TEXT_PARTS)
@@ -106,7 +106,7 @@ def _image(part: ContentPart, param: str) -> Image:
     match = _DATA_URL.fullmatch(url) if isinstance(url, str) else None
     if match is None:
         raise Unsupported(
-            "An image has to be in the request; neither Isabella nor Letta fetches one.",
+            "An image must be in the request; neither Isabella nor Letta fetches one.",
             param=param,
             code="image_not_supported",
             remedy="Send it as a data URL with base64: image/png, image/jpeg, image/gif or image/webp.",

@@ -51,14 +51,14 @@ class PlainPaths:
 @without_version.api_route("/responses", methods=["POST"], include_in_schema=False)
 @without_version.api_route("/models", methods=["GET"], include_in_schema=False)
 async def unversioned(http: Request) -> Response:
-    """Say that the base URL lacks its end."""
+    """Answer that the base URL lacks its end."""
     message = f"The base URL ends in {OPENAI}: call {http.method} {OPENAI}{http.url.path}."
     return openai_answer(404, Problem(code="unknown_url", message=message))
 
 
 @router.api_route("/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
 async def other(http: Request, path: Annotated[str, Path()]) -> Response:
-    """Say what to call instead."""
+    """Answer with the routes that exist."""
     if (method := _ROUTES.get(path)) is not None:
         message = f"{OPENAI}/{path} takes {method}, not {http.method}."
         return openai_answer(405, Problem(code="method_not_allowed", message=message), {"Allow": method})

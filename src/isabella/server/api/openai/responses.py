@@ -73,7 +73,7 @@ class ResponseRequest(BaseModel):
 
     model: str = Field(min_length=1, max_length=200, description="The agent's name.")
     input: str | list[InputItem] = Field(
-        description="A text, or items, of which only the last is sent to the agent. It has to be the user's message."
+        description="A text, or items, of which only the last is sent to the agent. It must be the user's message."
     )
     stream: bool | None = False
     previous_response_id: str | None = Field(

@@ -342,6 +342,23 @@ def test_gemini_gets_a_signature_for_each_tool_call_that_has_none() -> None:
     assert "store" not in messages
 
 
+@pytest.mark.parametrize("choice", ["auto", "required", None, {"function": {}}, {"type": "function"}])
+def test_a_choice_that_names_no_tool_stays(choice: object) -> None:
+    """LM Studio takes texts, and refuses by itself what is malformed."""
+    tools = [{"type": "function", "function": {"name": name}} for name in ("look", "ask")]
+    adapted = adapt(QUIRKS["lm-studio"], user(), tools=tools, tool_choice=choice)
+    assert (adapted["tools"], adapted["tool_choice"]) == (tools, choice)
+
+
+def test_a_named_tool_is_the_only_one_for_lm_studio() -> None:
+    """It refuses a choice that names a tool: any tool is required, of that one."""
+    tools = [{"type": "function", "function": {"name": name}} for name in ("look", "ask")]
+    choice = {"type": "function", "function": {"name": "ask"}}
+    adapted = adapt(QUIRKS["lm-studio"], user(), tools=tools, tool_choice=choice)
+    assert (adapted["tools"], adapted["tool_choice"]) == (tools[1:], "required")
+    assert adapt(QUIRKS["vllm"], user(), tools=tools, tool_choice=choice)["tool_choice"] == choice
+
+
 @pytest.mark.parametrize(
     ("vendor", "refused"),
     [

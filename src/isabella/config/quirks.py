@@ -30,6 +30,7 @@ class Quirks(BaseModel):
         assistant_last_refused: whether it refuses an assistant message as the last one.
         reasoning_required: whether it refuses its own tool calls without their `reasoning_content`.
         no_thinking: fields of a request that switch reasoning off.
+        named_tool_refused: whether it refuses a `tool_choice` that names a tool.
         fields_with_tools: fields of a request that has tools, by a regular expression for the ids of the models.
         tool_call_fields: fields of a tool call that it requires, for calls that do not have them.
         max_output_tokens: the largest limit of output tokens that it accepts.
@@ -52,6 +53,7 @@ class Quirks(BaseModel):
     assistant_last_refused: StrictBool = False
     reasoning_required: StrictBool = False
     no_thinking: dict[StrictStr, Any] = Field(default_factory=dict)
+    named_tool_refused: StrictBool = False
     fields_with_tools: dict[StrictStr, dict[StrictStr, Any]] = Field(default_factory=dict)
     tool_call_fields: dict[StrictStr, Any] = Field(default_factory=dict)
     max_output_tokens: _Tokens | None = None

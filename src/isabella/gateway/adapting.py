@@ -95,10 +95,26 @@ def with_tool_fields(body: dict[str, Any], quirks: Quirks) -> dict[str, Any]:
     """Set the fields that the vendor requires of a request with tools, for models of this kind."""
     if not body.get("tools"):
         return body
+    if quirks.named_tool_refused:
+        body = with_any_tool(body)
     fields = [
         fields for model, fields in quirks.fields_with_tools.items() if re.fullmatch(model, str(body.get("model")))
     ]
     return {**body, **{name: value for each in fields for name, value in each.items()}}
+
+
+def with_any_tool(body: dict[str, Any]) -> dict[str, Any]:
+    """Require any tool where one is named, and offer only that one."""
+    match body:
+        case {"tools": list(tools), "tool_choice": {"function": {"name": str(name)}}}:
+            named = [tool for tool in tools if isinstance(tool, dict) and _name_of(tool) == name]
+            return {**body, "tools": named, "tool_choice": "required"}
+    return body
+
+
+def _name_of(tool: Mapping[str, Any]) -> object:
+    function = tool.get("function")
+    return function.get("name") if isinstance(function, dict) else None
 
 
 def with_call_fields(messages: Messages, fields: Mapping[str, Any]) -> Messages:

@@ -31,7 +31,7 @@ from isabella.gateway.answers import AnswerReader, ReasoningMemory
 from isabella.gateway.keys import Admission, KeyKind, KeyRing, NotAdmitted
 from isabella.gateway.limits import RateLimits, parse_limits
 from isabella.gateway.quotes import without_quotes
-from isabella.gateway.refusals import adapt_refusal, error_body, json_body, refuses_tools, words_of
+from isabella.gateway.refusals import adapt_refusal, error_body, json_body, refuses_key, refuses_tools, words_of
 from isabella.gateway.traffic import Call, Traffic
 from isabella.providers.desired import Desired
 from isabella.system import tracing
@@ -395,7 +395,7 @@ class _Exchange:
         refusal = adapt_refusal(response.status_code, _kept_headers(response), body, self._quirks, now=time.time())
         if (self._adapted or {}).get("tools") and refuses_tools(refusal.words):
             self._gateway.without_tools.add((self.call.provider, self.call.model))
-        if response.status_code == 401:
+        if refuses_key(response.status_code, refusal.words):
             self._gateway.keys.refused()
         self._gateway.traffic.add_outcome(
             self.call,

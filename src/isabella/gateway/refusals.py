@@ -25,7 +25,7 @@ _OVERFLOW_CODE = "context_length_exceeded"
 _NUMBER = r"(\d[\d,]*)"
 _LIMIT = re.compile(rf"\bLimit:? {_NUMBER}")
 _REQUESTED = re.compile(rf"\bRequested:? {_NUMBER}")
-_TRY_AGAIN = re.compile(r"(?i)try again in (\d[\d.]*(?:ms|[dhms])(?:\d[\d.]*(?:ms|[hms]))*)")
+_TRY_AGAIN = re.compile(r"(?i)(?:try again|retry) in (\d[\d.]*(?:ms|[dhms])(?:\d[\d.]*(?:ms|[hms]))*)")
 
 #: Seconds to wait if a vendor says that the tokens of a minute are used up, and not for how long.
 _A_MINUTE = 60.0
@@ -77,7 +77,8 @@ def adapt_refusal(status: int, headers: Mapping[str, str], body: bytes, quirks: 
     if status == 429 or (
         status == 413 and ("rate_limit_exceeded" in told or match_reason(Reason.TOKENS_PER_PERIOD, words))
     ):
-        limits = parse_limits(lowered, now=now, request_period=quirks.request_limit_period)
+        told_limits = lowered | _quoted_headers(error)
+        limits = parse_limits(told_limits, now=now, request_period=quirks.request_limit_period)
         wait = _first(limits.retry_after, _said_to_wait(words), limits.exhausted_for, _named_reset(words, limits))
         if wait is None and status == 413:
             wait = _A_MINUTE
@@ -100,6 +101,11 @@ def json_body(document: object) -> tuple[bytes, Headers]:
     """Return a JSON document as a body, and its headers."""
     body = json.dumps(document).encode()
     return body, [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+
+
+def refuses_key(status: int, words: str) -> bool:
+    """Return whether a vendor refuses the key."""
+    return status == 401 or match_reason(Reason.KEY_REFUSED, words) is not None
 
 
 def refuses_tools(words: str) -> bool:
@@ -128,6 +134,13 @@ def words_of(error: Mapping[str, Any]) -> str:
     raw = metadata.get("raw") if isinstance(metadata, dict) else None
     told = [part if isinstance(part, str) else json.dumps(part) for part in (error.get("message"), raw) if part]
     return ": ".join(told)[:_LONGEST_WORDS]
+
+
+def _quoted_headers(error: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return the headers that OpenRouter has in the body of a refusal."""
+    metadata = None if error is None else error.get("metadata")
+    headers = metadata.get("headers") if isinstance(metadata, dict) else None
+    return {str(name): str(value) for name, value in headers.items()} if isinstance(headers, dict) else {}
 
 
 def _parsed(body: bytes) -> Mapping[str, Any] | None:

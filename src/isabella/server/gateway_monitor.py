@@ -23,7 +23,7 @@ from isabella.system import audit
 from isabella.system.english import english
 from isabella.turns.queue import TurnQueue
 from isabella.turns.service import TurnService
-from isabella.turns.stream import state_of_status
+from isabella.turns.stream import state_of_refusal
 from isabella.vendors.client import VendorState
 
 log = structlog.get_logger()
@@ -163,7 +163,7 @@ class _GatewayMonitor:
         elif refused:
             # The words are not kept when the gateway is restarted.
             status, message = vendor.refused_status, vendor.refused_message
-            state = VendorState.UNREACHABLE if status is None else state_of_status(status)
+            state = VendorState.UNREACHABLE if status is None else state_of_refusal(status, message or "")
             if state is not None:
                 reason = ": ".join(str(part) for part in (status, message) if part) or english("no answer")
                 vendors.observe(provider, state, reason, _time(refused))

@@ -24,6 +24,7 @@ from isabella.system import audit
 from isabella.system.english import english
 from isabella.system.redaction import redact
 from isabella.system.tasks import gather
+from isabella.turns.events import ErrorCode
 from isabella.turns.stream import classify_refusal, gateway_error
 from isabella.vendors.client import VendorState
 
@@ -122,7 +123,7 @@ def judge_refusal(error: LettaRefused | LettaBroken) -> ProbeResult:
     # Letta's sentence names a company that may have nothing to do with the vendor (fact M7).
     refusal = classify_refusal(error.kind, error.detail or error.what)
     said = refusal.message[:_DETAIL_LIMIT]
-    if error.status == 401 and error.kind == "llm_authentication":
+    if refusal.code is ErrorCode.KEY_REFUSED:
         return ProbeResult(Receipt.REFUSED, said, VendorState.REFUSES_KEY)
     return ProbeResult(Receipt.FAILED, said, classify_refusal(error.kind, error.detail).vendor)
 

@@ -36,12 +36,12 @@ from isabella.vendors.wordings import Reason, match_reason
 _STATUS = re.compile(r"Error code: (\d{3})\b|<title>\s*(\d{3})\b")
 #: How vendors ask for a pause: "try again in 2s", "in 1m3.5s", "in 250ms", "retry after 30 seconds".
 _RETRY_IN = re.compile(
-    r"(?:again in|retry(?:[ _-]after)?|wait)\W{0,4}(?:for )?"
+    r"(?:again in|retry(?:[ _-](?:after|in))?|wait)\W{0,4}(?:for )?"
     r"(?:(?P<minutes>\d+)\s*m(?:in(?:utes?)?)?(?!s)\s*)?(?:(?P<seconds>\d+(?:\.\d+)?)\s*(?P<unit>ms|s\b|sec|seconds))?",
     re.IGNORECASE,
 )
-#: The vendor's status and body, as its client in Letta prints them.
-_QUOTED = re.compile(r"Error code: (\d{3}) - (\{.*\})", re.DOTALL)
+#: The vendor's status and body, as its client in Letta prints them. Gemini's body is an array.
+_QUOTED = re.compile(r"Error code: (\d{3}) - (\{.*\}|\[\{.*\}\])", re.DOTALL)
 #: The name of the client in Letta's own sentences, for any vendor (fact M7), and the code before them.
 _CLIENT_NAME = re.compile(r"\bOpenAI\b(?!-compatible)")
 _LETTAS_CODE = re.compile(r"^[A-Z][A-Z_]+: ")
@@ -289,9 +289,9 @@ def _code_of_status(status: int) -> ErrorCode:
     return _CODE_OF_STATUS.get(status, ErrorCode.VENDOR_FAILING if status >= 500 else ErrorCode.REQUEST_REFUSED)
 
 
-def state_of_status(status: int) -> VendorState | None:
-    """Return the state of a vendor that a status shows; None if it is about the request."""
-    return _VENDOR_STATES.get(_code_of_status(status))
+def state_of_refusal(status: int, words: str) -> VendorState | None:
+    """Return the state of a vendor that its refusal shows; None if it is about the request."""
+    return _VENDOR_STATES.get(_code_of_refusal(status, words))
 
 
 def is_of_vendor(code: ErrorCode, status: int | None) -> bool:
@@ -363,6 +363,7 @@ def _quoted_body(detail: str) -> Mapping[str, Any] | None:
         body = None if match is None else ast.literal_eval(match[2])
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return None
+    body = body[0] if isinstance(body, list) and body else body
     return body if isinstance(body, Mapping) else None
 
 

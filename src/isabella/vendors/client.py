@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import socket
 import ssl
 from collections.abc import Callable, Mapping
@@ -21,13 +20,12 @@ from isabella.system.redaction import redact
 from isabella.system.urls import AS_SENT_HEADER, GATEWAY_ERROR, client_options, is_gateway_url
 from isabella.vendors.local_servers import completed
 from isabella.vendors.model_lists import ListedModel, parse_models
+from isabella.vendors.wordings import Reason, match_reason
 
 _SAID_LIMIT = 160
 #: Statuses with which a proxy or a portal refuses in the vendor's place, with a web page.
 _OF_PROXIES = (401, 403, 407, 511)
 _GRACE_SECONDS = 0.25  # in which a limit of httpx, whose error says more, comes first
-#: Words of a 400 that is about the key.
-_WRONG_KEY = re.compile(r"API_KEY_INVALID|API key not valid|Incorrect API key")
 #: Words in the code of a 403 that is about money or quota, not about the key.
 _ABOUT_FUNDS = ("quota", "balance", "billing", "payment", "credit", "funds")
 
@@ -200,7 +198,7 @@ async def ask_about_key(url: str, key: SecretStr) -> VendorAnswer:
 
 
 def classify_answer(status: int, document: Any, *, retry_after: str | None = None) -> VendorAnswer:
-    """Classify an answer by its status and the shape of its JSON, not by its wording, which vendors change."""
+    """Classify an answer by its status and the shape of its JSON; by its words only where these say nothing."""
     said = _message(document) or english("status %(status)s", status=status)
     wait = float(retry_after) if retry_after and retry_after.replace(".", "", 1).isdecimal() else None
     match status:
@@ -216,8 +214,11 @@ def classify_answer(status: int, document: Any, *, retry_after: str | None = Non
         case 401 | 403 if document is not None:
             return VendorAnswer(KeyVerdict.REFUSED, said, status)
         # Gemini and xAI refuse a wrong key with 400, which elsewhere says nothing of the key.
-        case 400 if _WRONG_KEY.search(json.dumps(document)):
+        case 400 if match_reason(Reason.KEY_REFUSED, json.dumps(document)):
             return VendorAnswer(KeyVerdict.REFUSED, said, status)
+        # xAI says so with 429, Fireworks with 412.
+        case 412 | 429 if match_reason(Reason.OUT_OF_FUNDS, f"{said} {_codes(document)}"):
+            return VendorAnswer(KeyVerdict.OUT_OF_FUNDS, said, status)
         case 429:
             return VendorAnswer(KeyVerdict.RATE_LIMITED, said, status, retry_after=wait)
         case 404 | 405 | 301 | 302 | 307 | 308:

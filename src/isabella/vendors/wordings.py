@@ -15,6 +15,7 @@ class Reason(StrEnum):
 
     CONTEXT_OVERFLOW = "context_overflow"
     TOKENS_PER_PERIOD = "tokens_per_period"
+    KEY_REFUSED = "key_refused"
     MODEL_UNKNOWN = "model_unknown"
     OUT_OF_FUNDS = "out_of_funds"
     TOOLS_REFUSED = "tools_refused"

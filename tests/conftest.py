@@ -90,6 +90,7 @@ _SECONDS = {
     "state_machine_fake": 30,
     "replicas": 25,
     "providers_matrix": 60,
+    "named_vendors": 30,
     "turns_access": 35,
     "turns": 20,
     "outages": 20,

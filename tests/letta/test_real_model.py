@@ -29,9 +29,9 @@ from tests.support.backend_server import TOKEN, Backend, TurnRecord, events_of
 from tests.support.browser_user import browsing
 from tests.support.command import ISABELLA, Command
 from tests.support.letta_admin import open_admin
-from tests.support.llama_server import MODEL, WINDOW, IndexUnreachable, LlamaServer, llama_server
+from tests.support.llama_server import MODEL, VENDOR, WINDOW, IndexUnreachable, LlamaServer, llama_server
 
-PROVIDER = "llama.cpp"
+PROVIDER = VENDOR
 HANDLE = f"{PROVIDER}/{MODEL}"
 #: In tokens, for an agent that is to be stopped in the middle.
 LONG_ANSWER = 1500

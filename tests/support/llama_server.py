@@ -20,6 +20,8 @@ from filelock import FileLock
 from isabella.embedded.child_processes import install_environment
 from isabella.system.sockets import stable_ports
 
+#: Its name in the catalog.
+VENDOR = "llama.cpp"
 MODEL = "smollm2"
 #: In tokens; the model's own is 8,192.
 WINDOW = 2048

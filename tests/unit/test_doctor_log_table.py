@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from isabella.doctor.log_messages import KnownMessage, known_messages, normalise_line, recognise, recognise_in
-from isabella.practice.wire import profiles
+from tests.support.further_vendors import PROFILES
 from tests.support.recorded_messages import MESSAGES, REFUSALS, RecordedMessage
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -37,13 +37,13 @@ OF_REASON = {
     "too_large": ["request-over-allowance"],
     "too_long": ["context-overflow"],
 }
-#: LongCat's 403 is about money; Groq and LongCat word a missing key like a wrong one.
+#: Many word a missing key like a wrong one; LongCat's 403 is about money.
 OF_PRACTICE = {
-    ("longcat", "forbidden"): ["out-of-funds"],
-    ("groq", "no_key"): ["wrong-api-key"],
-    ("longcat", "no_key"): ["wrong-api-key"],
-    ("mistral", "no_key"): ["wrong-api-key"],
-}
+    (vendor, "no_key"): ["wrong-api-key"]
+    for vendor in (
+        *("groq", "longcat", "mistral", "openrouter", "deepseek", "fireworks", "gemini", "lm-studio", "vllm"),
+    )
+} | {("longcat", "forbidden"): ["out-of-funds"]}
 
 
 def ids(text: str) -> list[str]:
@@ -78,10 +78,10 @@ def test_each_recorded_message_has_a_source() -> None:
     assert {source for source in sources if not source.startswith(("https://", "letta/", "practice/"))} == set()
 
 
-@pytest.mark.parametrize("vendor", profiles())
+@pytest.mark.parametrize("vendor", PROFILES)
 def test_refusals_of_practice_vendors(vendor: str) -> None:
     """What each vendor answers in practice, in its own words, is recognised for its reason."""
-    for reason, shape in profiles()[vendor].refusals.items():
+    for reason, shape in PROFILES[vendor].refusals.items():
         body = json.loads(re.sub(r"%\w+%", "7", shape.body))
         assert ids(f"Error code: {shape.status} - {body}") == OF_PRACTICE.get(
             (vendor, reason), OF_REASON.get(reason, [])

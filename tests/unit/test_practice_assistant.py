@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from isabella.practice import assistant, strictness
 from isabella.practice.prompt import Reply, ToolCall, read_prompt
+from tests.support.further_vendors import PROFILES
 
 NOTE = "# NOTE: Line numbers shown below (with arrows like '1→') are to help during editing."
 
@@ -446,5 +447,5 @@ def test_no_request_confuses_it(request: dict[str, Any]) -> None:
     found = assistant.reply(read_prompt(request), identity="x")
     assert found == assistant.reply(read_prompt(request), identity="x")
     json.dumps([call.arguments for call in found.calls])
-    for vendor in ("mistral", "cerebras", "groq", "longcat"):
+    for vendor in PROFILES.values():
         strictness.objections(vendor, request)

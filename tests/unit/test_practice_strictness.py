@@ -10,6 +10,7 @@ import pytest
 from mistralai.client import models as mistral_models
 
 from isabella.practice import PracticeVendors, strictness
+from isabella.practice.wire import profile
 from tests.support.practice_models import MODELS
 
 ANSWER = {"role": "assistant", "content": "I will."}
@@ -155,7 +156,7 @@ def test_mistral_takes_the_fields_of_its_own_sdk() -> None:
     ]
     for message in messages[:-1]:
         del message["tool_call_id"]  # type: ignore[attr-defined]
-    found = strictness.objections("mistral", request | {"messages": messages})
+    found = strictness.objections(profile("mistral"), request | {"messages": messages})
     assert [objection.text for objection in found if objection.problem is not None] == []
 
 

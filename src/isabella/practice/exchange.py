@@ -150,13 +150,15 @@ class VendorExchange:
         if fault is not None and fault.before_the_vendor:
             await self._fail_early(request, fault, faults)
             return
-        accepted = None if self._key is None else self._accepted
+        accepted = None if self._key is None and not self._accepted else self._accepted
         judgement = Judgement(self._vendor, request, fault, accepted=accepted)
         refusal, self._admission = judgement.refusal, judgement.admission
         self._log(request, 200 if refusal is None else refusal.shape.status, fault)
         await self._pause(faults.latency)
         if refusal is not None:
             await self._refuse(refusal, fault)
+        elif self._route == "other":
+            await self._deliver(self._own_route(request.body), fault)
         elif request.model is None or self._route == "models":
             await self._deliver(self._models(), fault)
         elif self._route == "chat":
@@ -168,6 +170,8 @@ class VendorExchange:
         """Return the route of the request, and the model in its path."""
         prefix, method = self._profile.path + "/", self._scope["method"]
         path = self._scope["path"].rstrip("/").removeprefix(prefix)
+        if self._own_path in {name.partition(" ")[2].partition(" ")[0] for name in self._profile.routes}:
+            return "other", None
         if not self._scope["path"].startswith(prefix):
             return None, None
         if method in ("GET", "HEAD") and (path == "models" or path.startswith("models/")):
@@ -176,6 +180,16 @@ class VendorExchange:
             return "chat", None
         embeds = any(model.dimensions for model in self._profile.models.values())
         return ("embeddings" if method == "POST" and path == "embeddings" and embeds else None), None
+
+    @property
+    def _own_path(self) -> str:
+        """The path below the vendor's name."""
+        return str(self._scope["path"]).removeprefix(f"/{self._profile.name}")
+
+    def _own_route(self, body: Mapping[str, Any]) -> object:
+        """Return the answer of one of its other routes; an empty one if it does not know the model."""
+        asked = f"{self._scope['method']} {self._own_path}"
+        return self._profile.routes.get(f"{asked} {body.get('model')}") or self._profile.routes.get(asked, {})
 
     async def _fail_early(self, request: ReceivedRequest, fault: VendorFault, faults: ActiveFaults) -> None:
         self._log(request, fault.html or 0, fault)
@@ -202,7 +216,8 @@ class VendorExchange:
         if body is None:
             problem = {"type": "value_error", "loc": ["body"], "msg": values["detail"], "input": None}
             values.setdefault("problems", [problem])
-            body = shape.filled(**values, request_id=self._request_id, retry_after=f"{retry_after or 0:g}")
+            values |= {"request_id": self._request_id, "retry_after": f"{retry_after or 0:g}"}
+            body = shape.filled(**values, key_end=(self._key or "")[-4:])
         await self._respond(shape.status, body, headers)
 
     async def _complete(self, request: ReceivedRequest, model: PracticeModel, faults: ActiveFaults) -> None:

@@ -65,7 +65,7 @@ class ReceivedRequest:
         """Everything in it that the real vendor is known to refuse."""
         if self.route != "chat":
             return ()
-        return strictness.objections(self.profile.name, self.body, self.model)
+        return strictness.objections(self.profile, self.body, self.model)
 
 
 class Judgement:
@@ -88,11 +88,12 @@ class Judgement:
         self.refusal = self._judge(fault, accepted=accepted)
 
     def _judge(self, fault: VendorFault | None, *, accepted: bool | None) -> PracticeRefusal | None:
-        if not accepted:
+        listed = self._request.route == "models" and self._profile.open_list
+        if not accepted and not listed:
             return self._refusal("no_key" if accepted is None else "wrong_key")
         if fault is not None and fault.status is not None:
             return PracticeRefusal(self._profile.refusal_of(fault.status), self._values())
-        if self._request.route in (None, "models"):
+        if self._request.route in (None, "models", "other"):
             return self._wrong_path()
         return self._malformed() or self._strict() or self._overflow(fault) or self._over_the_limit()
 
@@ -135,7 +136,7 @@ class Judgement:
         window, shape = model.window, self._profile.refusals["too_long"]
         if fault is not None and fault.kind == "overflow":
             window = prompt - 1 if fault.window is None else fault.window
-            shape = overflow_wordings()[fault.overflow or self._profile.name]
+            shape = shape if fault.overflow is None else overflow_wordings()[fault.overflow]
         if prompt <= window:
             return None
         figures = {"prompt": prompt, "window": window, "excess": prompt - window, "least": window + 1}

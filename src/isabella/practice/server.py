@@ -28,8 +28,8 @@ from isabella.practice.exchange import (
     read_body,
     respond,
 )
-from isabella.practice.vendor import PracticeVendor, Request, VendorFault, fingerprint, new_key, new_keys
-from isabella.practice.wire import NAMES, profile, to_json
+from isabella.practice.vendor import PracticeVendor, Request, VendorFault, fingerprint, new_keys
+from isabella.practice.wire import Profile, profiles, to_json
 from isabella.system.http_server import KEEP_ALIVE_SECONDS
 from isabella.system.redaction import mask
 from isabella.system.sockets import listening_socket
@@ -102,7 +102,8 @@ class PracticeApp:
     Every control route but health needs the token, so that a stray process on the machine cannot change what the
     vendors accept. Keys go in and never come out: they are shown masked, with their fingerprints.
 
-    `accepted` are the accepted keys of each vendor; `on_keys` is called with them after a change.
+    `accepted` are the accepted keys of each vendor; `on_keys` is called with them after a change. `vendors` are the
+    vendors by name, if they are others than the usual four.
     """
 
     def __init__(
@@ -110,8 +111,10 @@ class PracticeApp:
         accepted: Mapping[str, Sequence[str]],
         token: str,
         on_keys: Callable[[Mapping[str, Sequence[str]]], None] | None = None,
+        vendors: Mapping[str, Profile] | None = None,
     ) -> None:
-        self.vendors = {name: PracticeVendor(profile(name), keys) for name, keys in accepted.items()}
+        known = profiles() if vendors is None else vendors
+        self.vendors = {name: PracticeVendor(known[name], keys) for name, keys in accepted.items()}
         self._transports = Transports()
         self._token = token.encode()
         self._on_keys = on_keys
@@ -229,14 +232,18 @@ class _Server(uvicorn.Server):
 class PracticeVendors:
     """Practice vendors for tests and benchmarks: a context manager that serves them from a thread.
 
-    Without a port, they get a free one; without keys, new ones; without names, they are the usual four.
+    Without a port, they get a free one; without keys, new ones; without vendors, they are the usual four.
     """
 
     def __init__(
-        self, port: int = 0, keys: Mapping[str, Sequence[str]] | None = None, names: Sequence[str] = NAMES
+        self,
+        port: int = 0,
+        keys: Mapping[str, Sequence[str]] | None = None,
+        vendors: Mapping[str, Profile] | None = None,
     ) -> None:
         self.port = port
-        self._app = PracticeApp({**new_keys(names), **(keys or {})}, secrets.token_urlsafe(24))
+        accepted = {**new_keys(vendors), **(keys or {})}
+        self._app = PracticeApp(accepted, secrets.token_urlsafe(24), vendors=vendors)
         self._server = self._app.server()
         self._thread: threading.Thread | None = None
 
@@ -293,7 +300,7 @@ class PracticeVendors:
 
     def rotate(self, vendor: str, *, keep_old: bool = False) -> SecretStr:
         """Have the vendor accept a new key, alone or before the present ones."""
-        key = new_key(vendor)
+        key = self._vendor(vendor).profile.new_key()
         self.accept(vendor, [key, *(self._vendor(vendor).keys if keep_old else ())])
         return SecretStr(key)
 
@@ -341,4 +348,8 @@ class PracticeVendors:
             vendor.log.clear()
 
     def _vendor(self, name: str) -> PracticeVendor:
-        return self._app.vendors[profile(name).name]
+        if name not in self._app.vendors:
+            raise PracticeError(
+                f"There is no practice vendor {name!r}.", remedy=f"There are {', '.join(self._app.vendors)}."
+            )
+        return self._app.vendors[name]

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from isabella.practice.wire import PracticeModel, Profile, profile
+from isabella.practice.wire import PracticeModel, Profile
 
 # Mistral answers 422 `extra_forbidden` to every field that is not in its schema, null or not. These are the fields of
 # the request and of the messages in its SDK.
@@ -60,23 +60,28 @@ class Objection:
     problem: Mapping[str, Any] | None = None
 
 
-def objections(vendor: str, body: Mapping[str, Any], model: PracticeModel | None = None) -> tuple[Objection, ...]:
+def objections(vendor: Profile, body: Mapping[str, Any], model: PracticeModel | None = None) -> tuple[Objection, ...]:
     """Return everything in a request to a model that this vendor is known to refuse."""
     checks = {"mistral": _mistral, "cerebras": _cerebras, "groq": _groq, "longcat": _longcat}
-    return tuple(checks[vendor](body, model) if vendor in checks else _by_data(profile(vendor), body))
+    return tuple(checks.get(vendor.name, _by_data)(vendor, body, model))
 
 
-def _by_data(vendor: Profile, body: Mapping[str, Any]) -> Iterator[Objection]:
+def _by_data(vendor: Profile, body: Mapping[str, Any], model: PracticeModel | None) -> Iterator[Objection]:
     """Yield the objections of a vendor whose rules are data: `refuses` in its profile."""
     rules = vendor.refuses
     allowed, fields = frozenset(rules.get("fields_but", ())), frozenset(rules.get("fields", ()))
     for name in body:
         if name in fields or (allowed and name not in allowed):
-            yield Objection(f"Unsupported parameter: {name}")
+            yield Objection(rules.get("field_words", "Unsupported parameter: %").replace("%", name))
+    for name, words in rules.get("only_texts", {}).items():
+        if not isinstance(body.get(name, ""), str):
+            yield Objection(words, certain=True)
     for index, message in _messages(body):
         for name in rules.get("message_fields", ()):
             if message.get(name) is not None:
                 yield Objection(f"Extra inputs are not permitted, field: 'messages[{index}].{name}'")
+        if "null_content" in rules and message.get("content") is None and not message.get("tool_calls"):
+            yield Objection(rules["null_content"], certain=True)
         calls = message.get("tool_calls") or ()
         if calls and rules.get("reasoning") and vendor.wants_reasoning(body) and _lacks_reasoning(message):
             said = "The `reasoning_content` in the thinking mode must be passed back to the API."
@@ -96,7 +101,7 @@ def _has(call: object, path: str) -> bool:
     return call is not None
 
 
-def _mistral(body: Mapping[str, Any], model: PracticeModel | None) -> Iterator[Objection]:
+def _mistral(vendor: Profile, body: Mapping[str, Any], model: PracticeModel | None) -> Iterator[Objection]:
     for name in body:
         if name not in _MISTRAL_FIELDS:
             yield _extra("body", name, given=body[name])
@@ -142,14 +147,14 @@ def _extra(*place: str | int, given: object) -> Objection:
     return Objection(f"{'.'.join(map(str, place))}: {said}", problem=problem)
 
 
-def _cerebras(body: Mapping[str, Any], model: PracticeModel | None) -> Iterator[Objection]:
+def _cerebras(vendor: Profile, body: Mapping[str, Any], model: PracticeModel | None) -> Iterator[Objection]:
     paths = [name for name in _CEREBRAS_REFUSED if body.get(name) is not None]
     paths += [f"messages.{index}.{role}.{name}" for index, role, name in _refused_in_messages(body)]
     for path in paths:
         yield Objection(f"{path}: property '{path}' is unsupported")
 
 
-def _groq(body: Mapping[str, Any], model: PracticeModel | None) -> Iterator[Objection]:
+def _groq(vendor: Profile, body: Mapping[str, Any], model: PracticeModel | None) -> Iterator[Objection]:
     for name in _GROQ_REFUSED:
         if body.get(name) is not None:
             yield Objection(f"property '{name}' is unsupported")
@@ -165,7 +170,7 @@ def _groq(body: Mapping[str, Any], model: PracticeModel | None) -> Iterator[Obje
             unmet = f"('messages.{index}.content' : value must be a string)"
             text = f"'messages.{index}' : for 'role:user' the following must be satisfied[{unmet}]"
             yield Objection(text, certain=True)
-    limit = profile("groq").output_limit(body)
+    limit = vendor.output_limit(body)
     if model is not None and model.max_output is not None and isinstance(limit, int) and limit > model.max_output:
         yield Objection(
             f"`max_completion_tokens` must be less than or equal to `{model.max_output}`, the maximum value for "
@@ -173,11 +178,11 @@ def _groq(body: Mapping[str, Any], model: PracticeModel | None) -> Iterator[Obje
         )
 
 
-def _longcat(body: Mapping[str, Any], model: PracticeModel | None) -> Iterator[Objection]:
+def _longcat(vendor: Profile, body: Mapping[str, Any], model: PracticeModel | None) -> Iterator[Objection]:
     for name in _LONGCAT_REFUSED:
         if body.get(name) is not None:
             yield Objection(f"Unsupported parameter: {name}")
-    if not profile("longcat").wants_reasoning(body):
+    if not vendor.wants_reasoning(body):
         return
     for index, message in _messages(body):
         if message.get("role") == "assistant" and message.get("tool_calls") and _lacks_reasoning(message):

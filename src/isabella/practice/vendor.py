@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
-import string
 import threading
 import time
 from collections import deque
@@ -16,17 +14,16 @@ from typing import Any, Literal, TypeGuard, get_args
 
 from isabella.errors import FileUnreadable, PracticeError
 from isabella.practice.limits import VendorAllowance, VendorLimits
-from isabella.practice.wire import NAMES, Profile, overflow_wordings, profile
+from isabella.practice.wire import NAMES, Profile, overflow_wordings, profile, profiles
 from isabella.system import state
 from isabella.system.files import write_private
 
-Route = Literal["models", "chat", "embeddings"]
+Route = Literal["models", "chat", "embeddings", "other"]
 Reset = Literal["at_once", "midway"]
 Ended = Literal["completed", "disconnected", "broken"]
 
 #: How many requests the log of a vendor holds.
 _LOG_CAPACITY = 10_000
-_KEY_ALPHABET = string.ascii_lowercase + string.digits
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,7 @@ class VendorFault:
 
     def __post_init__(self) -> None:
         if self.on not in (None, *get_args(Route)):
-            raise PracticeError(f"There is no route {self.on!r}.", remedy="Use models, chat or embeddings.")
+            raise PracticeError(f"There is no route {self.on!r}.", remedy="Use models, chat, embeddings or other.")
         if self.reset not in (None, *get_args(Reset)):
             raise PracticeError(f"There is no reset {self.reset!r}.", remedy="Use at_once or midway.")
         if not 0.0 < self.share <= 1.0:
@@ -334,8 +331,8 @@ class PracticeVendor:
         self._accepted = {fingerprint(key): key for key in keys}
 
     def accepts(self, key_sha256: str | None) -> bool:
-        """Whether the key with this fingerprint is accepted."""
-        return key_sha256 in self._accepted
+        """Whether a request with the key of this fingerprint is accepted; None for a request without a key."""
+        return key_sha256 in self._accepted or (self.profile.key_optional and not self._accepted)
 
 
 def fingerprint(key: str) -> str:
@@ -344,14 +341,14 @@ def fingerprint(key: str) -> str:
 
 
 def new_key(vendor: str) -> str:
-    """Return a key in the form of the vendor's, which only the practice vendor accepts."""
-    characters = "".join(secrets.choice(_KEY_ALPHABET) for _ in range(32))
-    return profile(vendor).key_form.replace("%", characters)
+    """Return a new key for a vendor. Raises as `profile` does."""
+    return profile(vendor).new_key()
 
 
-def new_keys(names: Sequence[str] = NAMES) -> dict[str, list[str]]:
-    """Return one new key for each vendor."""
-    return {name: [new_key(name)] for name in names}
+def new_keys(vendors: Mapping[str, Profile] | None = None) -> dict[str, list[str]]:
+    """Return one new key for each vendor that needs one; without vendors, for the usual four."""
+    vendors = profiles() if vendors is None else vendors
+    return {name: [] if each.key_optional else [each.new_key()] for name, each in vendors.items()}
 
 
 def load_keys(path: Path) -> dict[str, list[str]] | None:

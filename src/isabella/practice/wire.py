@@ -26,10 +26,9 @@ from isabella.practice.prompt import Reply
 
 #: The vendors' names, in the order in which they are shown.
 NAMES = ("cerebras", "groq", "mistral", "longcat")
-#: Further vendors of the catalog, which only tests run.
-FURTHER_NAMES = ("openai", "openrouter", "deepseek", "together", "fireworks", "xai", "gemini")
 
 _ALPHANUMERIC = string.ascii_letters + string.digits
+_KEY_ALPHABET = string.ascii_lowercase + string.digits
 #: The last event of a stream.
 END_OF_STREAM = b"data: [DONE]\n\n"
 #: What a token of a prompt is taken to be.
@@ -86,10 +85,12 @@ class Profile:
 
     Attributes:
         key_form, completion_id, call_id: the forms of its keys and ids; `%` stands for random characters.
+        key_optional: whether it accepts any request as long as it has no key itself, as a server of one's own.
         reasoning: where a model's reasoning is: the name of a field beside the content, or parts of the content.
         thinking_field: the field of a request by which reasoning is switched off: `{"type": "disabled"}`.
         output_limit_fields: the fields of a request by which it limits the tokens of the answer.
-        extra_fields: fields that it adds to each answer, to the usage, and to a whole completion.
+        extra_fields: fields that it adds to each answer, to the usage, to a tool call, to its further pieces, and to
+            a whole completion.
         limit_headers: the rate-limit headers of an answer; their values are placeholders, or do not change.
         allowance: what it allows per minute and per day, as the fields of `VendorAllowance`.
         reserved, most_reserved: the tokens of an answer that it counts at once when a request sets no limit for the
@@ -102,6 +103,15 @@ class Profile:
         usage_extension: an extra field that carries the usage at the end of a stream.
         correlation_header: an extra header that carries the request id.
         bare_list: whether its list of models is an array without an object around it.
+        open_list: whether it lists its models without a key.
+        routes: what it answers elsewhere, by method and path below its name, and by the model in the body if there is
+            one: `POST /api/show qwen3:8b`.
+        whole_calls: whether a stream has each tool call in one piece.
+        unnumbered_calls: whether a tool call in a stream has no index.
+        stream_usage: where a stream has the usage: in a piece of its own if the request asks for it, in one of its
+            own always, or in the last piece of the answer.
+        stream_comment: a comment with which a stream begins.
+        finish_reasons: its own words for reasons to end an answer.
         refuses: what it is known to refuse, for a vendor without rules of its own in `strictness`.
     """
 
@@ -129,12 +139,25 @@ class Profile:
     usage_extension: str | None = None
     correlation_header: str | None = None
     bare_list: bool = False
+    open_list: bool = False
+    key_optional: bool = False
+    routes: Mapping[str, Any] = field(default_factory=dict)
+    whole_calls: bool = False
+    unnumbered_calls: bool = False
+    stream_usage: Literal["asked", "always", "last"] = "asked"
+    stream_comment: str | None = None
+    finish_reasons: Mapping[str, str] = field(default_factory=dict)
     refuses: Mapping[str, Any] = field(default_factory=dict)
 
     def output_limit(self, body: Mapping[str, Any]) -> object:
         """Return what a request gives as its limit of tokens for the answer; None if it has none."""
         given = (body.get(name) for name in self.output_limit_fields)
         return next((limit for limit in given if limit is not None), None)
+
+    def new_key(self) -> str:
+        """Return a key in the form of the vendor's, which only the practice vendor accepts."""
+        characters = "".join(secrets.choice(_KEY_ALPHABET) for _ in range(32))
+        return self.key_form.replace("%", characters)
 
     def told_duration(self, seconds: float) -> str:
         """Return a time as its headers tell it."""
@@ -154,12 +177,15 @@ class Profile:
 
 @cache
 def profiles() -> Mapping[str, Profile]:
-    """Return all vendors by name."""
+    """Return the vendors by name."""
     data = _vendors_toml()
-    refusals = data["common_refusals"]
-    for name in FURTHER_NAMES:
-        data[name]["refusals"] = refusals | data[name].get("refusals", {})
-    return {name: _profile(name, data[name], data["refusal_of_status"]) for name in (*NAMES, *FURTHER_NAMES)}
+    return profiles_of({name: data[name] for name in NAMES})
+
+
+def profiles_of(data: Mapping[str, dict[str, Any]]) -> Mapping[str, Profile]:
+    """Return vendors from tables such as those of `vendors.toml`, by name."""
+    refusal_of_status = _vendors_toml()["refusal_of_status"]
+    return {name: _profile(name, table, refusal_of_status) for name, table in data.items()}
 
 
 def profile(name: str) -> Profile:
@@ -306,7 +332,7 @@ class ModelCompletion:
             message["tool_calls"] = [self._call(told, number) for number in range(generation.calls)]
         elif self.profile.name == "mistral":
             message["tool_calls"] = None
-        choice = {"index": 0, "message": message, "finish_reason": generation.finish_reason}
+        choice = {"index": 0, "message": message, "finish_reason": self._finish_reason(generation)}
         body = self._head("chat.completion") | {"choices": [choice], "usage": self._usage(generation)}
         body |= self.profile.extra_fields.get("completion", {})
         if self.profile.usage_extension:
@@ -315,33 +341,37 @@ class ModelCompletion:
 
     def pieces(self, generation: Generation, *, include_usage: bool) -> Iterator[bytes]:
         """Yield the completion as server-sent events, `[DONE]` included, while the tokens are generated."""
+        if self.profile.stream_comment is not None:
+            yield f": {self.profile.stream_comment}\n\n".encode()
         for delta in chain([{"role": "assistant", "content": ""}], self._deltas(generation)):
             yield self._event([{"index": 0, "delta": delta, "finish_reason": None}])
-        last: dict[str, Any] = {"index": 0, "delta": {}, "finish_reason": generation.finish_reason}
+        last: dict[str, Any] = {"index": 0, "delta": {}, "finish_reason": self._finish_reason(generation)}
         usage = self._usage(generation)
-        if self.profile.name == "mistral":
-            # Mistral sends the usage with the last piece, whether the request asks for it or not.
+        if self.profile.stream_usage == "last":
             yield self._event([last | {"delta": {"content": ""}}], usage=usage)
         elif self.profile.usage_extension:
             yield self._event([last], **{self.profile.usage_extension: {"id": self.id, "usage": usage}})
         else:
             yield self._event([last])
-        if include_usage and self.profile.name != "mistral":
+        if self.profile.stream_usage == "always":
+            empty = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+            yield self._event([empty], usage=usage)
+        elif include_usage and self.profile.stream_usage == "asked":
             yield self._event([], usage=usage)
         yield END_OF_STREAM
 
     def _deltas(self, generation: Generation) -> Iterator[dict[str, Any]]:
-        """Yield what each token adds; Mistral sends each tool call in one piece."""
+        """Yield what each token adds."""
         held_back: list[AnswerToken] = []
         for token in generation:
             if token.kind in ("text", "reasoning"):
                 yield self._text_delta(token)
-            elif self.profile.name != "mistral":
+            elif not self.profile.whole_calls:
                 yield {"tool_calls": [self._call_piece(token)]}
             else:
                 held_back.append(token)
         for number in range(generation.calls if held_back else 0):
-            yield {"content": "", "tool_calls": [self._call(held_back, number) | {"index": number}]}
+            yield {"content": "", "tool_calls": [self._numbered(number) | self._call(held_back, number)]}
 
     def _text_delta(self, token: AnswerToken) -> dict[str, Any]:
         if token.kind == "text":
@@ -352,14 +382,24 @@ class ModelCompletion:
 
     def _call_piece(self, token: AnswerToken) -> dict[str, Any]:
         if token.kind == "name":
-            return _tool_call(self.call_ids[token.call], token.text, "") | {"index": token.call}
+            return self._numbered(token.call) | self._tool_call(token.call, token.text, "")
         extra = self.profile.extra_fields.get("call_piece", {})
-        return {"index": token.call} | extra | {"function": {"arguments": token.text}}
+        return self._numbered(token.call) | extra | {"function": {"arguments": token.text}}
+
+    def _numbered(self, call: int) -> dict[str, Any]:
+        return {} if self.profile.unnumbered_calls else {"index": call}
 
     def _call(self, tokens: Iterable[AnswerToken], number: int) -> dict[str, Any]:
         """Return a tool call as far as it was generated."""
         own = [token for token in tokens if token.call == number]
-        return _tool_call(self.call_ids[number], _joined(own, "name"), _joined(own, "arguments"))
+        return self._tool_call(number, _joined(own, "name"), _joined(own, "arguments"))
+
+    def _tool_call(self, number: int, name: str, arguments: str) -> dict[str, Any]:
+        call = {"id": self.call_ids[number], "type": "function", "function": {"name": name, "arguments": arguments}}
+        return call | self.profile.extra_fields.get("call", {})
+
+    def _finish_reason(self, generation: Generation) -> str:
+        return self.profile.finish_reasons.get(generation.finish_reason, generation.finish_reason)
 
     def _usage(self, generation: Generation) -> dict[str, Any]:
         """Return the token counts, with the extra fields of the vendor."""
@@ -421,10 +461,6 @@ def embeddings_answer(model: PracticeModel, body: Mapping[str, Any], *, id: str)
 def to_json(value: object) -> bytes:
     """Return a value as compact JSON; characters that UTF-8 cannot hold are replaced."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
-
-
-def _tool_call(call_id: str, name: str, arguments: str) -> dict[str, Any]:
-    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def _joined(tokens: Iterable[AnswerToken], kind: str) -> str:

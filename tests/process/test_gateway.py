@@ -100,6 +100,8 @@ def settings_for(home: Path, raw: RawVendor, **options: Any) -> Settings:
     declared.write_text(
         f'[[providers]]\nname = "raw"\nbase_url = "{raw.url}"\napi_key_env = "RAW_API_KEY"\n'
         f'[[providers]]\nname = "keyless"\nbase_url = "{raw.url}"\napi_key_env = "KEYLESS_API_KEY"\n'
+        f'[[providers]]\nname = "unnumbered"\nbase_url = "{raw.url}"\napi_key_env = "RAW_API_KEY"\n'
+        "quirks = { unnumbered_calls = true }\n"
     )
     environment = {"RAW_API_KEY": RAW_KEY}
     return load_settings(environment=environment, home=home, config_file=declared, gateway="on", **options)
@@ -518,6 +520,19 @@ def test_a_client_that_gives_up(setup: Setup, script: Script) -> None:
         setup.raw.wait_for(lambda: len(setup.raw.requests) == 1, "the request does not arrive")
     setup.settled()
     assert (setup.last_outcome()["code"], setup.last_outcome()["message"]) == ("ended", "the client disconnected")
+
+
+def test_tool_calls_without_a_number_get_one(setup: Setup) -> None:
+    """Two calls that came in one stream arrive as two; the rest is what the vendor sent."""
+    calls = [{"id": id, "function": {"name": "look", "arguments": "{}"}} for id in ("one", "two")]
+    events = [json.dumps({"choices": [{"index": 0, "delta": {"tool_calls": [call]}}]}) for call in calls]
+    stream = b"".join(f"data: {event}\n\n".encode() for event in events)
+    setup.raw.answer(sends(STREAMED, chunk(EVENT + stream[:70]), chunk(stream[70:]), b"0\r\n\r\n"))
+    reply = setup.served.ask(RAW_CHAT.replace("raw", "unnumbered"), RAW_KEY, BODY)
+    assert reply.body.startswith(EVENT)
+    lines = reply.body.removeprefix(EVENT).decode().split("\n\n")
+    told = [json.loads(line.removeprefix("data: "))["choices"][0]["delta"]["tool_calls"][0] for line in lines if line]
+    assert told == [{**call, "index": number} for number, call in enumerate(calls)]
 
 
 def test_an_answer_passes_as_it_comes(setup: Setup) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isabella.gateway import answers
-from isabella.gateway.answers import AnswerReader, ReasoningMemory, Spoken
+from isabella.gateway.answers import AnswerReader, CallNumbers, ReasoningMemory, Spoken
 
 REQUEST = {"messages": [{"role": "user", "content": "Hello."}]}
 CALL = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "look", "arguments": ""}}
@@ -242,3 +243,52 @@ def test_an_answer_without_reasoning_is_not_remembered() -> None:
     memory.remember("p", REQUEST, None)
     memory.remember("p", {"messages": "odd"}, Spoken(text=["Hi."], reasoning=["Hm."]))
     assert memory.recall("p", {"content": "Hi."}, before=REQUEST["messages"][0]) is None
+
+
+def numbered(chunks: Iterable[bytes]) -> bytes:
+    """The answer with its tool calls numbered."""
+    numbers = CallNumbers()
+    return b"".join([*(numbers.feed(chunk) for chunk in chunks), numbers.close()])
+
+
+def indices(stream: bytes) -> list[tuple[str | None, int]]:
+    """Id and number of each piece of a tool call."""
+    events = [json.loads(line[5:]) for line in stream.split(b"\n") if line.startswith(b"data: {")]
+    return [
+        (call.get("id"), call["index"])
+        for event in events
+        for choice in event["choices"]
+        for call in choice["delta"].get("tool_calls", ())
+    ]
+
+
+def piece(id: str | None, **fields: Any) -> bytes:
+    """An event with a piece of a tool call."""
+    return event({"tool_calls": [{**({} if id is None else {"id": id}), "function": {"arguments": "{}"}, **fields}]})
+
+
+@given(st.lists(st.integers(0, 400), max_size=6))
+def test_calls_are_numbered_by_their_ids(cuts: list[int]) -> None:
+    """Pieces of one call have one number, with an id or without; a number that the vendor gives does not count."""
+    stream = event({"content": "Hm."}) + piece("a", index=0) + piece(None) + piece("b", index=0) + piece(None)
+    stream += event({"tool_calls": [{"id": "c"}, {"id": "a"}]}) + event({}, finish="stop") + b"data: [DONE]\n\n"
+    bounds = [0, *sorted(cuts), len(stream)]
+    passed = numbered(stream[start:end] for start, end in itertools.pairwise(bounds))
+    assert indices(passed) == [("a", 0), (None, 0), ("b", 1), (None, 1), ("c", 2), ("a", 0)]
+    assert passed.startswith(event({"content": "Hm."}))
+    assert passed.endswith(event({}, finish="stop") + b"data: [DONE]\n\n")
+
+
+@given(st.binary(max_size=60))
+def test_what_is_no_tool_call_passes_as_it_is(line: bytes) -> None:
+    """Whatever comes, also beside words that a tool call has."""
+    for answer in (line, b'data: "tool_calls"' + line, b'data: {"choices":[{"delta":{"tool_calls":' + line + b"\n"):
+        assert numbered([answer[:5], answer[5:]]) == answer
+
+
+def test_a_line_without_an_end_is_not_kept() -> None:
+    """It passes on, however long."""
+    numbers = CallNumbers()
+    long = b'data: {"tool_calls": "' + b"x" * 2 * 1024 * 1024
+    assert numbers.feed(long) == long
+    assert numbers.close() == b""

@@ -33,6 +33,7 @@ class Quirks(BaseModel):
         named_tool_refused: whether it refuses a `tool_choice` that names a tool.
         fields_with_tools: fields of a request that has tools, by a regular expression for the ids of the models.
         tool_call_fields: fields of a tool call that it requires, for calls that do not have them.
+        unnumbered_calls: whether the tool calls in its streams have no number, or all the same one.
         max_output_tokens: the largest limit of output tokens that it accepts.
         default_output_tokens: the limit of output tokens for requests that have none; None to send none.
         image_models: the models that take images, as patterns such as `mistral-*`; None if that is not known.
@@ -56,6 +57,7 @@ class Quirks(BaseModel):
     named_tool_refused: StrictBool = False
     fields_with_tools: dict[StrictStr, dict[StrictStr, Any]] = Field(default_factory=dict)
     tool_call_fields: dict[StrictStr, Any] = Field(default_factory=dict)
+    unnumbered_calls: StrictBool = False
     max_output_tokens: _Tokens | None = None
     default_output_tokens: _Tokens | None = None
     image_models: _Names | None = None

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -144,6 +144,53 @@ class AnswerReader:
             self.spoken = None
 
 
+class CallNumbers:
+    """Numbers the tool calls in a streamed answer, in chunks of any size: pieces with the same id have one number.
+
+    Everything else passes as it is. A piece without an id belongs to the call before it.
+    """
+
+    def __init__(self) -> None:
+        self._ids: dict[str, int] = {}
+        self._last = 0
+        self._rest = b""
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Return the lines that are complete with this chunk."""
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        passed = b"".join(self._numbered(line) + b"\n" for line in lines)
+        return passed + self.close() if len(self._rest) > _LONGEST_LINE else passed
+
+    def close(self) -> bytes:
+        """Return what is left, when the answer has ended."""
+        rest, self._rest = self._rest, b""
+        return self._numbered(rest)
+
+    def _numbered(self, line: bytes) -> bytes:
+        if not line.startswith(b"data:") or b'"tool_calls"' not in line:
+            return line
+        try:
+            event = json.loads(line[5:])
+        except (ValueError, RecursionError):
+            return line
+        pieces = list(_call_pieces(event))
+        for piece in pieces:
+            if id := piece.get("id"):
+                self._last = self._ids.setdefault(str(id), len(self._ids))
+            piece["index"] = self._last
+        return b"data: " + json.dumps(event).encode() if pieces else line
+
+
+async def with_numbered_calls(content: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield an answer with its tool calls numbered."""
+    numbers = CallNumbers()
+    async for chunk in content:
+        if passed := numbers.feed(chunk):
+            yield passed
+    if rest := numbers.close():
+        yield rest
+
+
 class ReasoningMemory:
     """The reasoning of earlier answers, so that it can be sent back. The oldest is forgotten first.
 
@@ -197,6 +244,15 @@ def _keys(provider: str, calls: Mapping[str, str], text: object, before: object)
         # The same short text answers many messages.
         told = json.dumps([before.get("content"), text.strip()])
         yield provider, hashlib.sha256(told.encode()).hexdigest()
+
+
+def _call_pieces(event: object) -> Iterator[dict[str, Any]]:
+    """Yield the pieces of tool calls in an event of a stream."""
+    choices = event.get("choices") if isinstance(event, dict) else None
+    for choice in choices if isinstance(choices, list) else ():
+        delta = choice.get("delta") if isinstance(choice, dict) else None
+        calls = delta.get("tool_calls") if isinstance(delta, dict) else None
+        yield from (call for call in (calls if isinstance(calls, list) else ()) if isinstance(call, dict))
 
 
 def _called(message: Mapping[str, Any]) -> dict[str, str]:

@@ -27,7 +27,7 @@ from pydantic import SecretStr
 
 from isabella.config.gateway_address import SERVICE
 from isabella.gateway.adapting import adapt_request
-from isabella.gateway.answers import AnswerReader, ReasoningMemory
+from isabella.gateway.answers import AnswerReader, ReasoningMemory, with_numbered_calls
 from isabella.gateway.keys import Admission, KeyKind, KeyRing, NotAdmitted
 from isabella.gateway.limits import RateLimits, parse_limits
 from isabella.gateway.quotes import without_quotes
@@ -346,8 +346,9 @@ class _Exchange:
 
     async def _accepted(self, response: httpx.Response, began: float) -> None:
         reader = AnswerReader(keep_reasoning=self._quirks.reasoning_required)
+        content = _content_of(response)
         first = True
-        async for chunk in _content_of(response):
+        async for chunk in with_numbered_calls(content) if self._quirks.unnumbered_calls else content:
             if first:
                 first = False
                 if self._body is not None:

@@ -346,6 +346,26 @@ def test_a_further_vendor_remembers(further: PracticeVendors, vendor: str) -> No
     assert json.loads(refusal.body)["error"]["code"] == "context_length_exceeded"
 
 
+@pytest.mark.parametrize("vendor", FURTHER)
+def test_a_further_vendor_tells_its_limits(further: PracticeVendors, vendor: str) -> None:
+    """In the headers of its answers, if it has any; a request too many is one for Letta, with the time to wait."""
+    body = least_body(vendor, [HELLO], **FURTHER[vendor].refuses.get("with_tools", {}))
+    further.limit(vendor, requests=1)
+    try:
+        limits = parse_limits(send(further, vendor, body).headers, now=NOW)
+        response = send(further, vendor, body)
+    finally:
+        further.clear(vendor)
+    if FURTHER[vendor].limit_headers:
+        requests, tokens = limits.requests_minute, limits.tokens_minute
+        assert requests is not None
+        assert (requests.limit, requests.remaining) == (1, 0)
+        assert vendor == "together" or (tokens is not None and tokens.limit == 500_000)
+    refusal = adapt_refusal(429, response.headers, response.content, VENDORS[vendor].quirks, now=NOW)
+    assert (response.status_code, refusal.status) == (429, 429)
+    assert (refusal.retry_after is not None) == (vendor in ("openai", "openrouter", "together", "gemini"))
+
+
 #: Those that refuse some of what Letta sends; the others leave out what they do not know.
 REFUSING = [name for name in FURTHER if name not in ("openrouter", "ollama", "vllm")]
 
@@ -368,7 +388,7 @@ def test_a_limit_of_output_tokens_ends_every_model(
 ) -> None:
     """It arrives by the name that the vendor knows: Ollama and LM Studio know only `max_tokens`."""
     running = further if vendor in FURTHER else practice
-    body = letta_body(vendor, [SYSTEM, HELLO], stream=False)
-    adapted = adapt_request(body, VENDORS[vendor].quirks, ReasoningMemory(), provider=vendor, output_limit=3)
+    body = letta_body(vendor, [SYSTEM, HELLO], stream=False, max_completion_tokens=3)
+    adapted = adapt_request(body, VENDORS[vendor].quirks, ReasoningMemory(), provider=vendor)
     answered = send(running, vendor, adapted).json()
     assert answered["usage"]["completion_tokens"] == 3

@@ -119,6 +119,17 @@ def test_a_key_comes_from_standard_input(folder: Path, httpserver: HTTPServer) -
     assert "chmod 600" in result.output
 
 
+def test_a_vendor_whose_list_fails_can_be_written_all_the_same(folder: Path, httpserver: HTTPServer) -> None:
+    """Fireworks lists nothing for an account without deployments, and answers it."""
+    httpserver.expect_request("/v1/models").respond_with_data("Error listing deployed models", status=500)
+    arguments = ("add", "fireworks", "--base-url", httpserver.url_for("/v1"), "--key-stdin")
+    error = refused(*arguments, typed=f"{KEY}\n")
+    assert str(error.remedy).endswith("isabella vendors add fireworks --no-check")
+    assert env(folder) == []
+    assert run(*arguments, "--no-check", typed=f"{KEY}\n").exit_code == 0
+    assert f"FIREWORKS_API_KEY={KEY}" in env(folder)
+
+
 def test_the_key_of_the_environment_is_not_written(
     folder: Path, httpserver: HTTPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -134,7 +134,8 @@ def test_a_prompt_that_is_too_long_is_one_for_letta(name: str) -> None:
     shape = FURTHER[name].refusals["too_long"]
     body = json.dumps(filled(name, "too_long")).encode()
     refusal = adapt_refusal(shape.status, {}, body, VENDORS[name].quirks, now=NOW)
-    assert (refusal.status, refusal.kind) == (400, "context_overflow")
+    assert refusal.status == 400
+    assert json.loads(refusal.body)["error"]["code"] == "context_length_exceeded"
     assert refusal.window == (None if name == "ollama" else 4096)
 
 

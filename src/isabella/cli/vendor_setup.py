@@ -214,7 +214,8 @@ def refuse(vendor: Vendor, address: str, answer: VendorAnswer) -> NoReturn:
             what = f"{address} is not the base URL of an OpenAI-compatible API: {answer.said}."
             remedy = "Correct the address: it often ends in /v1."
         case _:
-            what, remedy = f"{vendor.title} at {address} gives no list of models: {answer.said}.", "Try again later."
+            what = f"{vendor.title} at {address} gives no list of models: {answer.said}."
+            remedy = f"Try again later, or write it as it is: {again} --no-check"
     raise ConfigurationError(what, remedy=remedy)
 
 

@@ -16,6 +16,7 @@ from isabella.config.vendors import known_vendors
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
 from isabella.providers.report import Proof
+from isabella.vendors.client import VendorState
 from tests.support.backend_server import TOKEN, Backend, connection_to, gateway, serve
 from tests.support.further_vendors import PROFILES
 
@@ -85,3 +86,21 @@ def test_an_agent_remembers_and_answers(served: Backend, practice: PracticeVendo
     assert usage["prompt_tokens"] > usage["completion_tokens"] > 0
     asked = [request for request in practice.requests(name) if request.path.endswith("/chat/completions")]
     assert {(request.status, request.accepted, request.strictness) for request in asked} == {(200, True, None)}
+
+
+@pytest.mark.parametrize("name", ["xai", "gemini"])
+def test_a_key_that_is_refused_with_400_is_told_like_any_other(
+    served: Backend, practice: PracticeVendors, name: str
+) -> None:
+    """In the turn, with what to do, and in the status of the vendor."""
+    provider, key = VENDORS[name].provider, practice.key(name)
+    agent = served.agent(f"refused-{name}", f"{provider}/{model_of(name)}")
+    practice.rotate(name)
+    try:
+        turn = served.say(agent, "Hello.")
+        error = turn.one("error")
+    finally:
+        practice.accept(name, [key])
+    assert (error["code"], error.get("status")) == ("key_refused", 400), turn.events
+    assert "isabella doctor" in error["remedy"]
+    assert served.runtime.readiness.vendors.of(provider).state is VendorState.REFUSES_KEY

@@ -435,6 +435,9 @@ class Turn:
         if self._message.handle is not None:
             handles.insert(0, self._message.handle)
         for handle in handles:
+            if handle in self._tried:
+                # It is not asked again, so nothing that its vendor says meanwhile is a reason of its own.
+                continue
             try:
                 candidate = await self._candidate(handle)
             except ModelUnknown as error:

@@ -43,11 +43,13 @@ run: setup ## Start Letta, Postgres and the backend; verify the providers
 	@exec $(BIN)/isabella up --verify
 
 check: lint ## Run before every commit: lint and the unit tests
-	@$(BIN)/python -m pytest -n 2 --no-cov tests/unit
+	@$(BIN)/python -m pytest -n 2 tests/unit
 
 test: setup ## Run all tests on a real Letta and Postgres; measure coverage
 	@$(MAKE) --no-print-directory haproxy || echo "test: the test of several backends is skipped" >&2
-	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --cov
+	@rm -f .coverage.txt; $(BIN)/python -m slipcover -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0; code=$$?; \
+	  awk 'END { print "test: coverage " $$NF "% of " $$2 " lines; at least 90% is required; .coverage.txt has the missing ones"; exit $$NF < 90 }' \
+	    .coverage.txt && exit $$code
 
 lint: setup ## Check format, lint rules, types and the layers of packages
 	@$(BIN)/ruff format --check .
@@ -56,7 +58,7 @@ lint: setup ## Check format, lint rules, types and the layers of packages
 	@$(BIN)/lint-imports --no-logo
 
 real: setup ## Run the tests with a real model on llama.cpp's server, without the others
-	@$(BIN)/python -m pytest --no-cov tests/letta/test_real_model.py
+	@$(BIN)/python -m pytest tests/letta/test_real_model.py
 
 browser: ## Install a headless Chromium with apt-get (Debian, Ubuntu), for the browser tests
 	@command -v chromium-headless-shell >/dev/null && exit 0; \
@@ -85,7 +87,7 @@ haproxy: ## Fetch HAProxy for the tests of several backends, if there is none (D
 views: setup ## Run the browser tests in each view: three widths, two themes; VIEWS="360-dark" for some
 	@failed=; for view in $(or $(VIEWS),360-light 360-dark 768-light 768-dark 1440-light 1440-dark); do \
 	  echo "views: $$view"; \
-	  $(BIN)/python -m pytest -q --no-cov --view $$view tests/browser || failed="$$failed $$view"; \
+	  $(BIN)/python -m pytest -q --view $$view tests/browser || failed="$$failed $$view"; \
 	done; test -z "$$failed" || { echo "views: failed in$$failed" >&2; exit 1; }
 
 soak: setup ## Run the state machine on a real Letta, at length
@@ -114,7 +116,7 @@ alerts: setup ## Test the alert rules of deploy/prometheus with promtool, which 
 	@command -v promtool >/dev/null || test -x .tools/usr/bin/promtool || { \
 	  command -v apt-get >/dev/null || { echo "alerts: install promtool (Prometheus) and put it on the PATH" >&2; exit 1; }; \
 	  mkdir -p .tools && cd .tools && apt-get download -qq prometheus 2>/dev/null && dpkg -x prometheus_*.deb . && rm prometheus_*.deb; }
-	@$(BIN)/python -m pytest --no-cov -q tests/unit/test_monitoring.py
+	@$(BIN)/python -m pytest -q tests/unit/test_monitoring.py
 
 dist: $(VENV)/.ready ## Build the wheel and the source distribution into dist/
 	@rm -rf dist
@@ -130,7 +132,7 @@ image-pin: ## Pin the images of others to what their tags mean now
 	@deploy/pin.sh
 
 image-test: setup ## Build the images, and run the stack of compose.yaml from them without an engine (root)
-	@$(BIN)/python -m pytest -m image --no-cov tests/containers
+	@$(BIN)/python -m pytest -m image tests/containers
 
 # The engine that runs the images has to have them.
 stack: export BUILDER := $(or $(BUILDER),$(if $(filter docker%,$(COMPOSE)),docker,podman))

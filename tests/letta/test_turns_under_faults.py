@@ -57,7 +57,6 @@ def served(
         yield running
 
 
-@pytest.mark.no_cover  # other tests cover the same code, one failure at a time
 @pytest.mark.timeout(600)
 def test_all_turns_end_in_a_storm(served: Backend) -> None:
     """Each turn ends in an answer or a clear event: none hangs, is answered twice, or is lost."""

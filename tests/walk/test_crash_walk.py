@@ -65,8 +65,6 @@ def sync(env: WalkEnv, fork_server: ForkServer, situation: str, base_url: str, *
     return fork_server.start(SYNC, environment, output, hold=hold, tokens=tokens)
 
 
-# The walk on the fake Letta measures the coverage of the same code; here it would take a third of the process's time.
-@pytest.mark.no_cover
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_a_kill_at_any_request_is_healed_by_the_next_start(

@@ -72,8 +72,6 @@ def nth_request(number: int) -> Match:
     return lambda _line, _body: next(numbers) == number
 
 
-# The walk on the fake Letta measures the coverage of the same code; here it would take a third of the process's time.
-@pytest.mark.no_cover
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("situation", [name for name in SITUATIONS if name != "everything at once"])
 def test_whatever_goes_wrong_at_any_request_is_healed_by_the_next_start(

@@ -50,8 +50,6 @@ SITUATIONS: dict[str, tuple[str | None, str, str]] = {
     "plaintext": ("plaintext", "openai", KEY),
     "plaintext that is taken for sealed": ("plaintext", "openai", LONG_KEY),
 }
-#: Those in which coverage is measured, which takes longer than the walk itself: the code is that of the others, too.
-MEASURED = frozenset({"absent", "plaintext"})
 
 
 @pytest.fixture(autouse=True)
@@ -114,9 +112,7 @@ def sync(
     return report, transport.sent
 
 
-@pytest.mark.parametrize(
-    "situation", [name if name in MEASURED else pytest.param(name, marks=pytest.mark.no_cover) for name in SITUATIONS]
-)
+@pytest.mark.parametrize("situation", SITUATIONS)
 def test_whatever_goes_wrong_is_told_truly_and_healed(situation: str) -> None:
     """At each request, each fault: no false proof, the row is there unless it is said, and the next start heals."""
     _, sent = sync(*letta_in(situation))
@@ -358,7 +354,6 @@ def move(
 
 
 @pytest.mark.parametrize("situation", MOVES)
-@pytest.mark.no_cover  # the walk above covers the same code
 def test_no_key_arrives_at_another_address_whatever_goes_wrong_in_a_move(situation: str) -> None:
     """At each request, each fault, and whoever speaks to Letta in between without a gate; and healed after."""
     assert letta_before_a_move(situation)[0].bearer("walk") in (MOVES[situation], NO_KEY, None)

@@ -102,8 +102,8 @@ clients: setup ## Drive the clients of docs/clients.md against a backend; update
 catalog: setup ## Compare the catalog of vendors with what public packages say of their models
 	@$(BIN)/python -m compat.catalog
 
-bench: setup haproxy ## Run the benchmarks; print a table and write bench.json
-	@$(BIN)/python -m bench
+bench: setup haproxy ## Run the benchmarks; print a table and write bench.json; QUICK=1 for the short form
+	@$(BIN)/python -m bench $(if $(QUICK),--quick)
 
 demo: setup ## Show the bug and its fix in one screen
 	@$(BIN)/isabella demo

@@ -359,13 +359,13 @@ def interleaved(agent: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 @asynccontextmanager
-async def replicas(releases: Path, home: Path) -> AsyncIterator[Replicas]:
-    """Start everything below a folder, which is empty, with the releases of another home."""
+async def replicas(releases: Path, home: Path, *, isabellas: int = ISABELLAS) -> AsyncIterator[Replicas]:
+    """Start everything below a folder, which is empty, with the releases of another home and so many Isabellas."""
     async with AsyncExitStack() as stack:
         vendors = stack.enter_context(PracticeVendors())
         database = stack.enter_context(operators_postgres(home / "postgres"))
         database.create()
-        ports = _ports(ISABELLAS + LETTAS + 1)
+        ports = _ports(isabellas + LETTAS + 1)
         servers = {"letta": ports[:LETTAS], "isabella": ports[LETTAS:-1], "gateway": ports[-1:]}
         before = await stack.enter_async_context(balancing(home, servers))
         agents = home / "agents.toml"
@@ -405,13 +405,13 @@ async def replicas(releases: Path, home: Path) -> AsyncIterator[Replicas]:
         gateway = made("gateway", 1, "gateway", "run", "--port", str(servers["gateway"][0]))
         for process in (*lettas, gateway):
             await process.until_healthy()
-        isabellas = [
+        backends = [
             made("isabella", number, "up", "--no-practice", ISABELLA_PORT=str(port))
             for number, port in enumerate(servers["isabella"], 1)
         ]
-        for process in isabellas:
+        for process in backends:
             await process.until_healthy()
-        yield Replicas(vendors, database, isabellas, lettas, gateway)
+        yield Replicas(vendors, database, backends, lettas, gateway)
 
 
 def _ports(count: int) -> list[int]:

@@ -36,7 +36,6 @@ from bench.setup import Servers, Setup
 from isabella.agents.model_catalog import ModelCatalog
 from isabella.config.settings import Settings
 from isabella.config.sources import Sources
-from isabella.embedded import Server
 from isabella.practice import NAMES, PracticeVendors
 from isabella.practice.overlay import with_practice_vendors
 from isabella.providers.desired import desired_providers
@@ -187,17 +186,13 @@ async def _made(letta: httpx.AsyncClient, settings: Settings) -> Mapping[str, st
 @contextmanager
 def _setup(servers: Servers) -> Iterator[Setup]:
     """Yield a setup on a separate Letta whose environment has an OpenAI key."""
-    server = Server(servers.home, instance="bench-rotation", extra_env=ENVIRONMENT_WITH_KEY)
-    # Remove the leftovers of a killed run.
-    server.erase()
-    try:
+    with (
+        servers.new("bench-rotation", extra_env=ENVIRONMENT_WITH_KEY) as server,
+        tempfile.TemporaryDirectory(prefix="isabella-bench-") as folder,
+    ):
         print("starting a Letta with a key in its environment …", flush=True)
-        letta = server.up()
-        with tempfile.TemporaryDirectory(prefix="isabella-bench-") as folder:
-            own: dict[str, Any] = {
-                "ISABELLA_HOME": Path(folder),
-                "ISABELLA_CONFIG_FILE": Path(folder) / "isabella.toml",
-            }
-            yield Setup(letta, Settings(sources=Sources({}), **own), Path(folder))
-    finally:
-        server.erase()
+        own: dict[str, Any] = {
+            "ISABELLA_HOME": Path(folder),
+            "ISABELLA_CONFIG_FILE": Path(folder) / "isabella.toml",
+        }
+        yield Setup(server.up(), Settings(sources=Sources({}), **own), Path(folder))

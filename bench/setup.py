@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,19 +64,30 @@ class Servers:
 
     Attributes:
         home: Isabella's home; the servers are separate instances there.
+        prepare: called with a server before its first start.
     """
 
     home: Path
+    prepare: Callable[[Server], None] = lambda _server: None
     _open: ExitStack = field(default_factory=ExitStack)
     _lettas: dict[bool, Letta] = field(default_factory=dict)
+
+    @contextmanager
+    def new(self, instance: str, **options: Any) -> Iterator[Server]:
+        """Yield a server that has not been started, and erase it at the end."""
+        server = Server(self.home, instance=instance, **options)
+        # Remove the leftovers of a killed run.
+        server.erase()
+        try:
+            self.prepare(server)
+            yield server
+        finally:
+            server.erase()
 
     def letta(self, *, sealed: bool) -> Letta:
         """Return the Letta with a master key, or the one without."""
         if sealed not in self._lettas:
-            server = Server(self.home, instance="bench-sealed" if sealed else "bench-open", encrypt=sealed)
-            # Remove the leftovers of a killed run.
-            server.erase()
-            self._open.callback(server.erase)
+            server = self._open.enter_context(self.new("bench-sealed" if sealed else "bench-open", encrypt=sealed))
             print(f"starting a Letta {'with' if sealed else 'without'} a master key …", flush=True)
             self._lettas[sealed] = server.up(_print_long_step)
         return self._lettas[sealed]

@@ -1,7 +1,8 @@
-"""`make bench`: that it measures, and writes what it measured under the promised names."""
+"""`make bench`: that it measures, and writes what it measured under the promised names. All of it runs nightly."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -9,26 +10,25 @@ from pathlib import Path
 
 import pytest
 
+from bench import rotation
+from bench.setup import Servers
+from tests.support import migrated_database
+
 PROJECT = Path(__file__).resolve().parents[2]
-
-
-def bench(subject: str, home: Path, kept: Path, *, seconds: float) -> subprocess.CompletedProcess[str]:
-    """Measure a subject quickly, as `make bench` does, and have the figures kept in a file."""
-    return subprocess.run(
-        [sys.executable, "-m", "bench", "--quick", "--only", subject, "--home", home, "--output", kept],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=seconds,
-        check=False,
-    )
 
 
 def test_a_subject_writes_its_figures_under_their_names(tmp_path: Path) -> None:
     """The cheapest subject, quickly: its figure stands in the table and in the file. How fast is not asked here."""
     kept = tmp_path / "bench.json"
 
-    ran = bench("help", tmp_path, kept, seconds=120)
+    ran = subprocess.run(
+        [sys.executable, "-m", "bench", "--quick", "--only", "help", "--home", tmp_path, "--output", kept],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
     assert ran.returncode in (0, 1), ran.stderr
     assert "help_over_bare" in ran.stdout
@@ -38,32 +38,9 @@ def test_a_subject_writes_its_figures_under_their_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_keys_are_rotated_under_load(tmp_path: Path, letta_home: Path) -> None:
+def test_keys_are_rotated_under_load(letta_home: Path) -> None:
     """In the short form, too: no turn fails, and no vendor is sent a key that is not its own."""
-    kept = tmp_path / "bench.json"
+    measured = asyncio.run(rotation.measure(Servers(letta_home, migrated_database.place), quick=True)).figures
 
-    ran = bench("rotation", letta_home, kept, seconds=880)
-
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    figures = json.loads(kept.read_text())
-    assert (figures["rotation_failed_turns"], figures["rotation_foreign_keys"]) == (0, 0)
-    assert {"loop_failed_turns", "loop_foreign_keys"} <= figures.keys()
-
-
-@pytest.mark.timeout(900)
-def test_the_gateway_is_measured(tmp_path: Path, letta_home: Path) -> None:
-    """In the short form: with it no turn fails and no foreign key arrives; every kind of refusal is measured."""
-    kept = tmp_path / "bench.json"
-
-    ran = bench("gateway", letta_home, kept, seconds=880)
-
-    # How fast it is, is not asked here.
-    assert ran.returncode in (0, 1), ran.stdout + ran.stderr
-    figures = json.loads(kept.read_text())
-    assert (figures["gateway_failed_turns"], figures["gateway_foreign_keys"]) == (0, 0), ran.stdout
-    assert {"direct_failed_turns", "direct_foreign_keys", "gateway_unpaced_ratio"} <= figures.keys()
-    assert 0 < figures["failover_seconds"] < 10
-    assert 0 < figures["ending_seconds"] < 10
-    assert figures["gateway_throughput_ratio"] > 0
-    assert "gateway_ttft_ms" in figures
-    assert not (letta_home / "bench-gateway").exists()
+    assert (measured["rotation_failed_turns"].value, measured["rotation_foreign_keys"].value) == (0, 0), measured
+    assert {"loop_failed_turns", "loop_foreign_keys"} <= measured.keys()

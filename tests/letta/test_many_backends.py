@@ -92,7 +92,7 @@ def test_one_postgres_for_many(embedded: Server, home: Path) -> None:
     releases = embedded.paths.releases
 
     async def play() -> None:
-        async with replicas(releases, home) as running:
+        async with replicas(releases, home, isabellas=2) as running:
             outcome = await running.run(STRIKES, clients=CLIENTS, turns=TURNS)
             _check(outcome)
             await _leave(running)

@@ -245,7 +245,7 @@ class MessageRefused(TurnError):
 
 
 class MessageGone(TurnError):
-    """A message that another one should replace is not in the agent's context."""
+    """A message to be replaced is not in the agent's context."""
 
 
 class ImagesRefused(MessageRefused):

@@ -167,7 +167,7 @@ def test_a_model_that_does_not_see(user: BrowserUser, tmp_path: Path) -> None:
     user.open(f"chat/{user.served.id_of(name)}")
     page = user.page
     page.locator("#attach-files").set_input_files(picture)
-    expect(page.locator("#attach-note")).to_contain_text("No model of does not see is known to take images")
+    expect(page.locator("#attach-note")).to_contain_text("No model of does not see is known to accept images")
     expect(page.get_by_role("button", name="Send")).to_be_disabled()
     page.get_by_role("button", name="Remove dot.png").click()
     expect(page.locator("#attach-note")).to_be_empty()

@@ -175,7 +175,7 @@ def test_a_memory_folder_and_a_later_version_are_named(tmp_path: Path) -> None:
     [
         ({"memory/blocks.jsonl": b'{"label": "\xff"}\n'}, "memory/blocks.jsonl, line 1: it is not UTF-8"),
         ({MESSAGES: b"{\n"}, "messages.jsonl, line 1: it is not JSON"),
-        ({MESSAGES: [1]}, "messages.jsonl, line 1: it is no JSON object"),
+        ({MESSAGES: [1]}, "messages.jsonl, line 1: it is not a JSON object"),
         ({MESSAGES: [said(2), said(3), said(2)]}, "line 3: another message has the same id"),
         ({MESSAGES: [said(2), said(3, "robot")]}, "line 2: role"),
         ({MESSAGES: [said(2, text="\x00"), said(3)]}, "line 1: text: .*NUL"),
@@ -185,7 +185,7 @@ def test_a_memory_folder_and_a_later_version_are_named(tmp_path: Path) -> None:
         ({"memory/blocks.jsonl": [{"label": "a"}, {"label": "a"}]}, "two blocks have the label 'a'"),
         ({"archive/passages.jsonl": [{"tags": []}]}, "passages"),
         ({"agent.json": {"agents": []}}, "agent.json: it does not have one agent"),
-        ({"agent.json": {"agents": [7]}}, "its agent is no JSON object"),
+        ({"agent.json": {"agents": [7]}}, "its agent is not a JSON object"),
         ({"agent.json": b"{"}, "agent.json: it is not JSON"),
         ({"agent.json": {"agents": [{"id": "a"}], "isabella": {"reflected": 7}}}, "agent.json: reflected"),
         ({"conversations/conversations.jsonl": []}, "the default conversation"),

@@ -167,9 +167,9 @@ def test_a_backend_that_cannot_be_loaded_is_named(desktop: Desktop) -> None:
 @pytest.mark.parametrize(
     ("fault", "reason", "next_step"),
     [
-        ("locked", "is locked, and nobody has unlocked it (KeyringLocked: Failed to unlock", "Unlock the keyring"),
-        ("dismissed", "is locked, and nobody has unlocked it (InitError", "Unlock the keyring"),
-        ("asks", "is locked, and nobody has unlocked it (EOFError", "Unlock the keyring"),
+        ("locked", "is locked and was not unlocked (KeyringLocked: Failed to unlock", "Unlock the keyring"),
+        ("dismissed", "is locked and was not unlocked (InitError", "Unlock the keyring"),
+        ("asks", "is locked and was not unlocked (EOFError", "Unlock the keyring"),
         ("breaks", "the faulty keyring failed (RuntimeError: the bus is gone)", "keyring diagnose"),
         ("dies", "the keyring failed with exit code 3", "keyring diagnose"),
     ],

@@ -1,7 +1,7 @@
 """The history of memory blocks: which texts a block had, since when, and who wrote each.
 
 Letta records none of it over its REST API. So the texts are noted here: after each turn that wrote into memory,
-before and after each edit, and whenever a history is shown. A text that nobody here wrote has an unknown author.
+before and after each edit, and whenever a history is shown. A text written outside Isabella has an unknown author.
 """
 
 from __future__ import annotations

@@ -294,7 +294,7 @@ def probe_binding(provider: Desired, answer: VendorAnswer | None, *, client: str
 def window_limits(vendor: Vendor, answer: VendorAnswer | None) -> dict[str, int]:
     """Return the windows by model that no agent may exceed: as the vendor states, or `isabella.toml` declares.
 
-    The windows in the catalog of known vendors are no limits: an account may have larger ones.
+    The windows in the catalog of known vendors are not limits: an account may have larger ones.
     """
     declared = dict(vendor.models) if vendor.base_url_env is None else {}
     stated = answer.models if answer is not None and answer.verdict is KeyVerdict.ACCEPTED else {}

@@ -1,6 +1,6 @@
 """Agents that match their definitions: missing ones are created, and fields that changed in the file are written.
 
-What the file last wrote is noted with the agent. So a change that somebody made in Letta stays until the file changes
+What the file last wrote is noted with the agent. So a change made in Letta stays until the file changes
 the same field. What agents have written into their memory is never changed.
 """
 

@@ -94,7 +94,7 @@ def explicit_binding(llm: LlmConfig, available: AvailableBindings) -> Binding | 
     if base_url is None:
         return None
     known = available.windows.get(f"{provider}/{llm.model}", 0)
-    # A window that somebody has chosen stays; a guess of Letta's does not.
+    # A chosen window stays; a guess of Letta's does not.
     window = known if llm.window in (0, *_GUESSES) and known > llm.window else llm.window
     window = min(window, available.limits.get(f"{provider}/{llm.model}", window))
     # OpenAI's own client is right for OpenAI; an agent of a provider that is not configured keeps its client.

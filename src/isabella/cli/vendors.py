@@ -20,7 +20,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="The vendor, as `isabe
 
 @app.callback(invoke_without_command=True)
 def list_vendors(context: typer.Context, env_file: EnvFile = None, as_json: AsJson = False) -> None:
-    """List the vendors that Isabella knows, and set one up. Contacts nobody."""
+    """List the vendors that Isabella knows, and set one up. Sends no request."""
     if context.invoked_subcommand is not None:
         return
     from isabella.config.vendors import catalog_date

@@ -20,7 +20,7 @@ _PLACEHOLDERS = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _BEARER = re.compile(r"bearer(\s|$)", re.IGNORECASE)
-#: What is stored and sent for a vendor that needs no key. It is no secret.
+#: What is stored and sent for a vendor that needs no key. It is not a secret.
 NO_KEY = "no-key-needed"
 _HEXADECIMAL_64 = re.compile(r"[0-9a-fA-F]{64}")
 

@@ -41,7 +41,7 @@ class TimedOut(Failed):
 
 
 class Source(Protocol):
-    """A program that gives a key. Equal sources give the same one."""
+    """A program that prints a key. Equal sources print the same one."""
 
     def key(self) -> str:
         """Run the program and return the key; raise `Failed`."""

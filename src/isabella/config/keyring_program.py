@@ -62,7 +62,7 @@ def _answer(service: str, username: str, key: str | None) -> dict[str, object]:
         )
         raise _Failure(english("this machine has no keyring that a program can use here"), remedy) from None
     except (errors.KeyringLocked, errors.InitError, EOFError) as error:
-        why = english("the keyring is locked, and nobody has unlocked it (%(why)s)", why=_shown(error))
+        why = english("the keyring is locked and was not unlocked (%(why)s)", why=_shown(error))
         raise _Failure(why, UNLOCK) from None
     except Exception as error:  # noqa: BLE001 - as above
         why = english("%(keyring)s failed (%(why)s)", keyring=_name(backend), why=_shown(error))

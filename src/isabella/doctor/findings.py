@@ -226,7 +226,7 @@ class Diagnosis:
 
     @property
     def healthy(self) -> bool:
-        """Whether there is no finding."""
+        """Whether there are no findings."""
         return not self.causes
 
     @property

@@ -166,7 +166,7 @@ def scratch_database(access: DatabaseAccess) -> Iterator[str]:
             remedy="Use a home without ISABELLA_POSTGRES_URL, whose Postgres Isabella makes, or let the role "
             f'"{access.role}" create databases, and the extension vector in them.'
             if access.own
-            else "Read the log of Postgres (isabella letta logs --postgres), and repeat.",
+            else "Read the log of Postgres (isabella letta logs --postgres), then repeat the command.",
         ) from error
     try:
         yield name

@@ -36,7 +36,8 @@ class DeferredName:
         return self._real()(*arguments, **options)
 
     def __getattr__(self, name: str) -> Any:
-        # `typing` looks for some special names in an annotation, which is no use. Pydantic makes a field of one.
+        # `typing` looks for some special names in an annotation, which does not count as a use. Pydantic makes a
+        # field of one.
         if name.startswith("__") and "pydantic" not in name:
             raise AttributeError(name)
         return getattr(self._real(), name)
@@ -53,7 +54,7 @@ class DeferredName:
     def __mro_entries__(self, _bases: tuple[Any, ...]) -> tuple[Any, ...]:
         return (self._real(),)
 
-    # An annotation such as `Name | None` is no use.
+    # An annotation such as `Name | None` does not count as a use.
     def __or__(self, other: Any) -> Any:
         return Union[self, other]  # noqa: UP007 - `|` would call this method again
 

@@ -114,7 +114,7 @@ def _refuse_if_used(paths: InstancePaths) -> None:
             raise InstallFailed(
                 f"Letta {paths.release} must be reinstalled, but another instance runs from {paths.program} "
                 f"(pid {process.pid}: {' '.join(arguments[1:5])}).",
-                remedy="Stop that instance (isabella letta down --instance NAME), and repeat.",
+                remedy="Stop that instance (isabella letta down --instance NAME), then repeat the command.",
             )
 
 

@@ -117,7 +117,7 @@ def load_secret(path: Path) -> SecretStr | None:
     """Return the secret in a file; None if the file is missing or empty.
 
     Raises:
-        EmbeddedError: the file is damaged. It is left as it is, for what is encrypted or opened with the secret.
+        EmbeddedError: the file is damaged. It is left unchanged, because other data depend on the secret.
     """
     try:
         text = state.read_secret(path, _SECRET_FORM)

@@ -19,7 +19,7 @@ differences:
   that a machine without a network does not wait for it.
 - `inflect`, which Letta imports, has `typeguard` rewrite its methods to check the types of arguments. This takes a
   quarter of the start, so the methods are left unchanged.
-- Letta writes its OpenAPI description to a file at each start. The description is made when somebody asks for it.
+- Letta writes its OpenAPI description to a file at each start. The description is made on request.
 - FastAPI analyses the parameters of a dependency again for each route. Letta's 500 routes have the same one, with a
   dozen headers; it is analysed once for each set of path parameters.
 - Letta derives an AES key for each new value, with the OpenSSL that Python is linked with. The one in `cryptography`
@@ -71,7 +71,7 @@ STATEMENTS = 200
 _MIGRATIONS_URL = "ISABELLA_MIGRATIONS_URL"
 #: how these connections are protected: `sslmode` of libpq
 _MIGRATIONS_TLS = "ISABELLA_MIGRATIONS_TLS"
-#: the advisory lock of migrations; any number that nobody else uses
+#: the advisory lock of migrations; any number that no other program uses
 _MIGRATIONS_LOCK = 0x15ABE11A
 _PLAIN = (str, int, float, bool, type(None))
 _ASK_EVERY, _SECONDS_FOR_USER = 0.2, 60.0

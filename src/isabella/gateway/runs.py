@@ -73,7 +73,7 @@ class RunMonitor:
 def _is_over(runs: list[dict[str, Any]], began: float) -> bool:
     """Return whether no run is active, and one ended after the request began.
 
-    A request that belongs to no run, such as one for a summary that somebody asked for, is left alone.
+    A request that belongs to no run, such as one for a requested summary, is left alone.
     """
     if any(run.get("status") in _ACTIVE for run in runs):
         return False

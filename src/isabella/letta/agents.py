@@ -205,7 +205,7 @@ class Agents:
         """Return an agent as an agent file, without its archival memory (fact M19)."""
         document = await self._http.get(paths.agent(agent_id, "export"))
         if not isinstance(document, dict):
-            raise self._http.not_letta("its agent file is no JSON object")
+            raise self._http.not_letta("its agent file is not a JSON object")
         return document
 
     async def import_file(self, content: bytes, name: str) -> str:

@@ -321,7 +321,7 @@ def _is_temporary(error: Exception) -> bool:
 
 
 def _content(response: httpx.Response) -> str:
-    """Return what a response consists of, for messages."""
+    """Describe a response's content, for messages."""
     kind = response.headers.get("content-type", "").split(";")[0]
     return english("an empty answer") if not response.content else (kind or english("an answer without a type"))
 

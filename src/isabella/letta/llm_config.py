@@ -84,7 +84,7 @@ class LlmConfig:
     provider: str | None = None
     category: str | None = None  # `base` for providers from Letta's own environment, `byok` for registered ones
     window: int = 0  # the context window in tokens
-    handle: str | None = None  # the handle, as Letta or somebody else wrote it
+    handle: str | None = None  # the handle, as Letta or another program wrote it
     compaction: str | None = None  # the handle of the model for summaries; None for the agent's own
     agent_type: str | None = None  # Letta's type of the agent, which decides about its client
     max_tokens: int | None = None  # the limit of an answer; None if there is none

@@ -135,7 +135,7 @@ class LettaProviders:
             raise self._unless_missing(error, path) from None
 
     def _unless_missing(self, error: LettaRefused, path: str) -> Exception:
-        """Return the error, or that this is no Letta: many programs answer 404 in JSON, and Letta has these paths."""
+        """Return the error, or `NotLetta`: many programs answer 404 in JSON, and Letta has these paths."""
         return self._http.not_letta(f"GET {path} returns {error.status}") if error.status in (404, 405) else error
 
     def _stored(self, rows: Any) -> list[StoredProvider]:

@@ -3,8 +3,8 @@
 One session holds many locks. If a lock is not free, a separate session waits for it, in Postgres' order: first
 come, first served.
 
-If Postgres ends, so do all locks in it, while the turns that hold them go on. The process of each takes them again in
-a new session, as soon as Postgres accepts one. If there are several backends, each asks for new locks some seconds
+If Postgres ends, so do all locks in it, while the turns that hold them continue. The process of each takes them again
+in a new session, as soon as Postgres accepts one. If there are several backends, each asks for new locks some seconds
 later, so that the former holders come first.
 """
 

@@ -17,7 +17,7 @@ _LONGEST_FACT = 300
 _ASK_WHAT = "What would you like me to remember?"
 
 _REMEMBER = re.compile(
-    # The order begins a clause: "I remember" and "the store" are no orders.
+    # The order begins a clause: "I remember" and "the store" are not orders.
     r"(?is)(?P<lead>^|[.!?,;:–—\n-]\s*|\b(?:please|and|also|now|hello|hi|isabella|(?<!do )(?<!what )you|you to)\s+)"
     r"(?:remember|memori[sz]e|note|keep (?:(?:this|that|it) )?in mind|(?:do not|don['’]t|never) forget|store|save|"
     r"write(?=(?: \w+)? down\b)|archive)\b"
@@ -253,7 +253,7 @@ def _named_fact(order: re.Match[str]) -> str:
 
 
 def _statement(text: str) -> str:
-    """Return the last sentence of a text that is no courtesy, if it states something; otherwise an empty text."""
+    """Return the last sentence of a text that is not a courtesy, if it states something; otherwise an empty text."""
     for sentence in reversed(list(sentences(text))):
         last = _COURTESY.sub("", sentence.strip(" ,;–—-"))
         order = _REMEMBER.match(last)

@@ -108,7 +108,7 @@ class VendorLimits:
             self._buckets = None
 
     def advance(self, seconds: float) -> None:
-        """Let the clock of the limits go on.
+        """Advance the clock of the limits.
 
         Raises:
             PracticeError: the time is negative.

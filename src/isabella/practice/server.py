@@ -329,7 +329,7 @@ class PracticeVendors:
         self._vendor(vendor).limits.limit(requests=requests, tokens=tokens, running=running)
 
     def advance(self, vendor: str, seconds: float) -> None:
-        """Let the clock of the vendor's limits go on."""
+        """Advance the clock of the vendor's limits."""
         self._vendor(vendor).limits.advance(seconds)
 
     def clear(self, vendor: str | None = None) -> None:

@@ -68,7 +68,7 @@ class Options:
     ask: Ask | None = None  #: asks a vendor about a new key; None asks no vendor
     memo: ProofMemo | None = None  #: what earlier runs have proven
     lock: Lock = nullcontext  #: held while anything is written
-    patience: float = 30.0  #: seconds to go on trying to recreate a deleted provider
+    patience: float = 30.0  #: seconds to keep trying to recreate a deleted provider
     foreign: bool = True  #: whether providers that are not declared are listed too
     count_models: bool = False  #: whether Letta is asked how many models each provider has
     closed: CloseProvider = unguarded  #: keeps turns off a provider while it is changed with a gap

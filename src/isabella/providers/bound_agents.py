@@ -135,7 +135,7 @@ class LettaBoundAgents:
                 break
             failed |= await self._point(provider, dict.fromkeys(behind, base_url), before)
         else:
-            # The response to a change is no proof of it; only the list is.
+            # The response to a change does not prove it; only the list is.
             if behind := await left_behind():
                 raise LettaBroken(
                     english("Letta keeps pointing agents at another address: %(url)s.", url=behind[0]),
@@ -156,7 +156,7 @@ class LettaBoundAgents:
         base_urls: Mapping[str, str | None],
         before: Callable[[AgentRow], None] = lambda _row: None,
     ) -> dict[str, LettaError]:
-        """Set the base URL of each agent by id, and return the errors. An agent that was deleted is no error."""
+        """Set the base URL of each agent by id, and return the errors. An agent that was deleted is not an error."""
         failed: dict[str, LettaError] = {}
 
         async def point(agent_id: str, base_url: str | None) -> None:

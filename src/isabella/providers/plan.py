@@ -252,7 +252,7 @@ def predict_change(change: PlannedChange, new: VendorAnswer, old: VendorAnswer |
 
     A sync writes a key that the vendor accepts at once, in place, whether or not the old one still works. It does not
     write a key that the vendor refuses: the key may be so new that not every machine of the vendor knows it, and as
-    long as the old one works, agents can go on.
+    long as the old one works, agents keep working.
     """
     change = replace(change, vendor_status=new.vendor_status)
     if new.takes_key is False:

@@ -280,7 +280,7 @@ def key_removed(change: PlannedChange, error: LettaError) -> ApplyOutcome:
             what=error.what,
         ),
         english(
-            "The vendor refuses its agents until this succeeds: isabella providers sync --only %(name)s",
+            "The vendor refuses its agents' requests until this succeeds: isabella providers sync --only %(name)s",
             name=change.desired.name,
         ),
         failed=True,

@@ -59,7 +59,7 @@ class SafeWriter:
         await _safely(write, happened)
 
     async def delete(self, id: str, name: str) -> None:
-        """Delete a provider. It is no error if it is gone already."""
+        """Delete a provider. It is not an error if it is gone already."""
 
         async def write() -> None:
             try:

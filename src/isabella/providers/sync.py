@@ -184,7 +184,7 @@ class _Run:
         return (
             self._options.strategy is Strategy.AUTO
             and self._abilities.recreates
-            # A failed read is no reason to delete anything.
+            # A failed read is not a reason to delete anything.
             and self._read_error is None
             and outcome is not None
             and outcome.action is Action.UPDATE

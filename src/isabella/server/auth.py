@@ -288,7 +288,7 @@ def is_same_origin(headers: Headers) -> bool:
 
 
 def _is_link(path: str, method: str, headers: Headers) -> bool:
-    """Return whether somebody followed a link to a page.
+    """Return whether the user followed a link to a page.
 
     The routes of the API have effects that a link must not have, and an export holds back an agent's turns.
     """

@@ -32,7 +32,7 @@ _LIMITS = (
 
 
 class GatewayCollector(Collector):
-    """Yields the totals that the gateway counts itself, so that they go on across a restart of either.
+    """Yields the totals that the gateway counts itself, so that they continue across a restart of either.
 
     Attributes:
         status: whether the gateway runs; None if there is none.

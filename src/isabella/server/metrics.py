@@ -55,7 +55,7 @@ class Metrics:
         self._proven = gauge("provider_proven_timestamp_seconds", proven, "provider")
         synced = "Syncs of a provider: unchanged, changed, refused (by the vendor or the configuration), unproven."
         self._syncs = counter("provider_syncs", synced, "provider", "outcome")
-        drift = "Changes that somebody made in Letta, found and corrected by the watcher."
+        drift = "Changes made in Letta that the watcher found and corrected."
         self._drift = counter("drift_corrected", drift, "provider")
         self._sync_failures = counter("sync_failures", "Syncs of the watcher that failed as a whole.", "cause")
         self._ready = gauge("status", "1 for the status of /ready, 0 for the others.", "status")

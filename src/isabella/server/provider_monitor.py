@@ -61,7 +61,7 @@ class Backend(Protocol):
         """The Letta server in use."""
 
     async def explain(self, error: IsabellaError) -> IsabellaError:
-        """Return an error as `Interrupted`, if it comes of a process that is being restarted."""
+        """Return an error as `Interrupted`, if it comes from a process that is being restarted."""
 
     def start_task(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
         """Run an async function in the background."""
@@ -165,7 +165,7 @@ class ProviderMonitor:
         return self._runtime.syncs > 0 or (watcher is not None and watcher.syncing)
 
     async def _failed(self, error: IsabellaError) -> None:
-        """Record why a poll failed, unless a supervised part is away, which has its own status."""
+        """Record why a poll failed, unless a supervised part is down, which has its own status."""
         explained = await self._runtime.explain(error)
         before, self._tried_at = self.states, datetime.now(UTC)
         if isinstance(explained, Interrupted):

@@ -163,7 +163,7 @@ class Runtime:
                 advisory.move(connection.database_url)
 
     async def explain(self, error: IsabellaError) -> IsabellaError:
-        """Return an error of Letta as `Interrupted`, if it comes of a process that is being restarted."""
+        """Return an error of Letta as `Interrupted`, if it comes from a process that is being restarted."""
         supervisor = self.readiness.supervisor
         if supervisor is None or not isinstance(error, LettaError) or isinstance(error, LettaRefused):
             return error

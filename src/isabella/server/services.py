@@ -103,7 +103,7 @@ class Services:
                     seconds=prerequisites.settings.turn_wait,
                     until=served.is_set,
                 )
-        except Exception as error:  # noqa: BLE001 - a backend whose services have ended must not go on answering
+        except Exception as error:  # noqa: BLE001 - a backend whose services have ended must not keep answering
             readiness = runtime.readiness
             readiness.fail(error)
             self._options.say(f"{'Stopped' if readiness.report else 'Not started'}: {readiness.error}")

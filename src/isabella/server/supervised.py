@@ -103,7 +103,7 @@ async def _follow_letta(runtime: Runtime, server: Server, settings: Settings) ->
 async def repeat_after_outage(
     supervisor: Supervisor, function: Callable[[], Awaitable[None]], *, seconds: float, until: Callable[[], bool]
 ) -> None:
-    """Run a function; again, if it failed while a part was away, as long as `until` is false.
+    """Run a function; again, if it failed while a part was down, as long as `until` is false.
 
     It waits up to `seconds` for the part.
     """

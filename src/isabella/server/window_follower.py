@@ -1,6 +1,6 @@
 """Agents whose models got another context window: while the backend runs, they follow it between two of their turns.
 
-A local server is restarted with another window, a vendor changes its list, or somebody edits `isabella.toml`.
+A local server is restarted with another window, a vendor changes its list, or `isabella.toml` is edited.
 """
 
 from __future__ import annotations

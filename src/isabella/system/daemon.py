@@ -43,8 +43,8 @@ _REQUEST_SECONDS = 5.0
 class RunningDaemon:
     """A running server: its port, process and control token.
 
-    `listener` is its listening socket if this call started it: as long as the caller keeps that open, nobody else can
-    take the port while the server is restarted.
+    `listener` is its listening socket if this call started it: as long as the caller keeps that open, no other
+    process can take the port while the server is restarted.
     """
 
     port: int
@@ -148,7 +148,7 @@ class Daemon:
             if running is not None and (supervisor is not None or self._state().get("identity") == identity):
                 return running
             if supervisor is not None:
-                # It holds the port, so that another server would listen where nobody looks for it.
+                # It holds the port, so that another server would listen where no client looks for it.
                 raise self.error(
                     f"Process {supervisor.pid} is about to start {self.title} again.", remedy="Try again in a moment."
                 )

@@ -29,7 +29,7 @@ KEEP_ALIVE_SECONDS = 75
 
 #: The key of the connection in the state of a request's scope.
 _CONNECTION = "isabella.connection"
-#: Descriptors for everything that is no connection of a client, and for connections that are accepted and not counted
+#: Descriptors for everything that is not a client's connection, and for connections that are accepted and not counted
 #: yet, or aborted and not closed yet: asyncio takes a few turns for each.
 _RESERVED_FILES = 32 + 4 * ROW
 #: How much is read at once: of a request that is refused, so much may have been read before.
@@ -81,7 +81,7 @@ def http_protocol(
 
     More bytes do not extend the time for a head, so that it also ends a body that still comes after its request was
     refused. uvicorn limits only the time without a byte after an answer. `malformed` returns the body and the headers
-    of the answer to bytes that are no HTTP request.
+    of the answer to bytes that are not an HTTP request.
     """
     connections = _Connections(limits)
 

@@ -115,7 +115,7 @@ def _wait(family: Sequence[psutil.Process], seconds: float) -> list[psutil.Proce
 
 
 class Reaper:
-    """Reaps child processes that have ended, and that nobody waits for."""
+    """Reaps child processes that have ended and that no code waits for."""
 
     def __init__(self) -> None:
         self._seen: set[int] = set()

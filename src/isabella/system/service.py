@@ -1,7 +1,8 @@
 """Isabella as a service of the user: a unit of systemd, or an agent of launchd on macOS.
 
-The service runs `isabella up`, restarts it after a crash, and allows it only what it needs. Everything below it
-inherits that: Letta, Postgres and the gateway. A sandbox around tools needs namespaces, so these stay allowed.
+The service runs `isabella up`, restarts it after a crash, and grants it only the rights that it needs. Everything
+below it inherits that: Letta, Postgres and the gateway. A sandbox around tools needs namespaces, so these stay
+allowed.
 """
 
 from __future__ import annotations

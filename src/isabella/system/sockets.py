@@ -99,7 +99,7 @@ class ListeningSocket(socket.socket):
 def listening_socket(host: str, port: int) -> ListeningSocket:
     """Return a socket that listens on a port of an address; with port 0 the system chooses the port.
 
-    A port that a process of this user keeps with `kept_port` can be used if nobody listens on it.
+    A port that a process of this user keeps with `kept_port` can be used if no process listens on it.
 
     Raises:
         OSError: the port or the address cannot be used.

@@ -84,7 +84,7 @@ def report(path: Path, reason: str) -> None:
     if _reported.get(path) != reason:
         _reported[path] = reason
         # Without structlog, which takes long to import and may not be configured yet.
-        log.warning("%s: %s. Isabella goes on without its content.", path, reason)
+        log.warning("%s: %s. Isabella continues without its content.", path, reason)
 
 
 def report_fields(path: Path) -> None:

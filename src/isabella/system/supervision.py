@@ -46,7 +46,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Sight:
-    """A part as it was seen: its process, None if that has ended, and what is wrong with it, in one sentence."""
+    """An observation of a part: its process (None if that has ended), and a sentence on any problem."""
 
     process: ChildProcess | None
     problem: str | None = None

@@ -78,7 +78,7 @@ def set_message_format(*, as_json: bool) -> None:
 
 
 def is_json(log_format: LogFormat, auto: LogFormat) -> bool:
-    """Return whether a format means JSON objects here; `AUTO` means `auto` if standard error is no terminal."""
+    """Return whether a format means JSON objects here; `AUTO` means `auto` if standard error is not a terminal."""
     if log_format is LogFormat.AUTO:
         log_format = LogFormat.TEXT if sys.stderr.isatty() else auto
     return log_format is LogFormat.JSON

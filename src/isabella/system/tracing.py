@@ -160,7 +160,7 @@ def _recorded(
         try:
             yield one
         except BaseException as error:
-            # The message of an error may quote what somebody has written.
+            # The message of an error may quote a user's text.
             one.set(error_type=type(error).__name__)
             if isinstance(error, Exception):
                 current.set_status(trace.StatusCode.ERROR)

@@ -88,12 +88,12 @@ class AgentCache:
         return agent_ref
 
     def known(self, name: str) -> AgentRef | None:
-        """Return the agent as it was last read, however long ago; None if it never was. It asks nobody."""
+        """Return the agent as it was last read, however long ago; None if it never was. It sends no request."""
         cached = self._cached.get(name)
         return None if cached is None else cached[1]
 
     async def warm(self) -> None:
-        """Read all agents, so that they are known while Letta is away. One name of several agents stays unknown."""
+        """Read all agents, so that they are known while Letta is down; not by a name that several share."""
         records = await self.registry.overview()
         names = Counter(record.name for record in records)
         for record in records:
@@ -170,7 +170,7 @@ class AgentCache:
         return provider.vendor.quirks.takes_images(model or provider.vendor.default_model or "") is True
 
     def set_up(self, handles: Iterable[str]) -> list[str]:
-        """Return the handles without those of vendors that have no key: nobody has set them up."""
+        """Return the handles without those of vendors that have no key: they are not set up."""
         providers = {handle: self._models.provider(handle.partition("/")[0]) for handle in handles}
         return [handle for handle, provider in providers.items() if provider is None or provider.configured]
 

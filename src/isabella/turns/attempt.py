@@ -223,7 +223,7 @@ class Attempt:
         if self.began is None and isinstance(piece, AnswerText | ReasoningText | ToolCallDelta):
             self.began = now
         if self.began is not None and not isinstance(piece, RunStarted):
-            # Letta's own pings are no sign of life from the vendor.
+            # Letta's own pings do not show that the vendor is alive.
             self._until = now + self.silence
         return self._collect(piece)
 

@@ -74,7 +74,7 @@ class ErrorCode(StrEnum):
     LETTA_REFUSED = "letta_refused"
     LETTA_FAILING = "letta_failing"
     AGENT_UNKNOWN = "agent_unknown"
-    #: The message that this one should replace is no longer in the agent's context.
+    #: The message to be replaced is no longer in the agent's context.
     MESSAGE_GONE = "message_gone"
     CONVERSATION_UNKNOWN = "conversation_unknown"
     #: Isabella's own configuration or state.

@@ -1,6 +1,6 @@
 """Runs and answers that other backends, or an earlier process of this one, have left at Letta.
 
-Letta goes on with a run whose client has gone (measured on 0.16.8). If a backend is killed in a turn, its lock in
+Letta continues a run whose client has gone (measured on 0.16.8). If a backend is killed in a turn, its lock in
 Postgres ends with it, and the next turn of the agent, in another backend or after a restart, would overlap with that
 run. A run whose Letta was killed stays active for ever. So before a turn the active runs of its agent are waited for,
 and then ended: by several backends before every turn, by a single one before the first turn of each agent.

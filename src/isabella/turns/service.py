@@ -83,7 +83,7 @@ class TurnService:
     async def find(self, agent: str) -> AgentRef:
         """Return the agent with this name, definition id or Letta id.
 
-        While Letta is away, return it as it was, or wait for Letta.
+        While Letta is down, return it as it was, or wait for Letta.
         """
         cache = self.deps.agent_cache
         return await self._from_letta(partial(cache.find, agent), partial(cache.known, agent))
@@ -91,7 +91,7 @@ class TurnService:
     async def _from_letta(
         self, read: Callable[[], Awaitable[_T]], known: Callable[[], _T | None] = lambda: None
     ) -> _T:
-        """Return what Letta has; while Letta is away, what is `known`, or wait for Letta."""
+        """Return what Letta has; while Letta is down, what is `known`, or wait for Letta."""
         supervisor = self.deps.supervisor
         if supervisor is None:
             return await read()

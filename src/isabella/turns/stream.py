@@ -162,7 +162,7 @@ def _piece(document: dict[str, Any]) -> Piece | None:
             # In the middle of a turn these mean that older messages were summarised.
             return HistorySummarized()
         case None if "error" in document:
-            # The server ends a stream like this if it cannot go on.
+            # The server ends a stream like this if it cannot continue.
             return classify_refusal("internal_error", str(document["error"]))
         case _:
             return None
@@ -212,7 +212,7 @@ def refusal_of_stop(word: str) -> VendorRefusal:
 
 
 def malformed_call(message: str) -> VendorRefusal:
-    """Return the refusal of a turn that ended with a tool call that nobody can parse."""
+    """Return the refusal of a turn that ended with a tool call that cannot be parsed."""
     return _refusal(ErrorCode.TOOL_CALL_MALFORMED, message)
 
 
@@ -249,7 +249,7 @@ def _refusal_of_gateway(code: str, words: str) -> VendorRefusal:
         return VendorRefusal(ErrorCode.VENDOR_UNREACHABLE, message)
     if code == "vendor_answer_unusable":
         return VendorRefusal(ErrorCode.VENDOR_GARBLED, message)
-    # A turn that somebody has ended must not go on elsewhere.
+    # A turn that was ended deliberately must not continue elsewhere.
     return VendorRefusal(ErrorCode.GATEWAY_REFUSED, message, counts=False, elsewhere=code != "turn_over")
 
 
@@ -276,7 +276,7 @@ def refusal_of(outcome: Outcome, reported: VendorRefusal) -> VendorRefusal:
 
 
 def _code_of_refusal(status: int, words: str) -> ErrorCode:
-    """Return the code of a vendor's refusal. Its words decide, unless it refuses the key or is no refusal."""
+    """Return the code of a vendor's refusal. Its words decide, unless it refuses the key or is not a refusal."""
     code = _code_of_status(status)
     if code in (ErrorCode.KEY_REFUSED, ErrorCode.VENDOR_GARBLED):
         return code

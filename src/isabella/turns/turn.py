@@ -101,7 +101,7 @@ _NOT_OF_AN_OUTAGE = (
     ErrorCode.CONTEXT_FULL,
     ErrorCode.TOOL_CALL_REPEATED,
 )
-#: Failures after which Letta may go on with the turn all the same.
+#: Failures after which Letta may still continue the turn.
 _LOST = (ErrorCode.LETTA_UNREACHABLE, ErrorCode.LETTA_FAILING)
 _OF_GATEWAY = (ErrorCode.GATEWAY_REFUSED, ErrorCode.GATEWAY_UNREACHABLE)
 
@@ -119,7 +119,9 @@ class TurnDependencies:
     silence: float = 60.0  #: seconds of silence after which an answer that has begun counts as broken
     gateway: GatewayClient | None = None  #: the gateway between Letta and the vendors, if there is one
     vendors: VendorStatusBoard = field(default_factory=VendorStatusBoard)
-    supervisor: Supervisor | None = None  #: starts Letta, Postgres and the gateway again; None if nobody does
+    supervisor: Supervisor | None = (
+        None  #: starts Letta, Postgres and the gateway again; None if this process does not
+    )
     hold: float = 120.0  #: seconds that a turn waits for them
     shared: bool = False  #: whether other backends run turns on the same Letta, or others restart it
     first_turns: leftovers.FirstTurns | None = None  #: of a single backend that runs its Letta itself
@@ -271,7 +273,7 @@ class Turn:
         return True
 
     async def _outlasted(self) -> bool:
-        """Wait while a part is away; return whether one was, since this turn has asked last."""
+        """Wait while a part is down; return whether one was, since this turn has asked last."""
         supervisor = self._deps.supervisor
         if supervisor is None:
             return False
@@ -281,7 +283,7 @@ class Turn:
     async def _may_recover(self) -> bool:
         """Return whether to try again what failed before the message was sent.
 
-        A part may have been away for so short a time that nobody has seen it, such as Postgres after the end of one
+        A part may have been down so briefly that the supervisor did not notice, such as Postgres after the end of one
         of its sessions.
         """
         if await self._outlasted():
@@ -340,7 +342,7 @@ class Turn:
         return True
 
     async def _end_runs(self, wait: float, *, alive_since: float = 0.0) -> None:
-        """End the runs of this agent that nobody reads any longer."""
+        """End the runs of this agent that no client reads any longer."""
         deps = self._deps
 
         async def tell() -> None:
@@ -359,7 +361,7 @@ class Turn:
         )
 
     async def _repeatedly(self, ask: Callable[[], Awaitable[_T]]) -> _T:
-        """Ask Letta; again if it, or its database, was away for a moment."""
+        """Ask Letta; again if it, or its database, was unavailable for a moment."""
         while True:
             try:
                 return await ask()
@@ -519,7 +521,7 @@ class Turn:
         return refusal.code is ErrorCode.CONTEXT_REFUSED and await self._fit()
 
     async def _attempt(self, candidate: Candidate) -> VendorRefusal | None:
-        """Ask a vendor; again if Letta, Postgres or the gateway was away before the answer began.
+        """Ask a vendor; again if Letta, Postgres or the gateway was down before the answer began.
 
         Return why it did not answer, if another may be asked; None if the turn is over.
         """
@@ -545,12 +547,12 @@ class Turn:
                     continue
                 return None
             if self._others_left > 0 and attempt.refusal.code in _LOST and attempt.began is None:
-                # Letta may go on with it.
+                # Letta may continue it.
                 await self._end_runs(0.0)
                 self._stored = await self._is_stored(attempt.run_id)
             refusal = await self._true_refusal(attempt.refusal, since)
             if attempt.reason is None and refusal.code is ErrorCode.LETTA_FAILING and refusal.status is None:
-                # Its database may have been away for so short a time that nobody has seen it.
+                # Its database may have been down so briefly that the supervisor did not notice.
                 recovered = await self._may_recover()
                 if recovered or self._failed is not None or self._cancel_request.stopped:
                     if self._failed is None and await self._interrupted(attempt, refusal):
@@ -656,7 +658,7 @@ class Turn:
 
     async def _is_stored(self, run_id: str | None) -> bool:
         """Return whether the message of a run that was cut off is in the history."""
-        # The part that was away may be away again.
+        # The part that was down may be down again.
         return await self._repeatedly(partial(partial_history.is_stored, self._deps.letta, run_id))
 
     async def _refused(self, candidate: Candidate, attempt: Attempt, refusal: VendorRefusal) -> VendorRefusal | None:
@@ -851,7 +853,7 @@ class Turn:
             self._stored = whole or kept
 
     async def _keep(self, attempt: Attempt, run_id: str) -> bool | None:
-        """Store a partial answer. If that fails because a part is away, do it when everything works again.
+        """Store a partial answer. If that fails because a part is down, do it when everything works again.
 
         Return whether the message is in the history; None if Letta does not say.
         """
@@ -936,7 +938,7 @@ def interrupted_turn(part: PartStatus) -> TurnFailed:
 
 
 def _may_have_lost_it(refusal: VendorRefusal) -> bool:
-    """Return whether Letta, or its database, may be away for a moment, and the message stored all the same."""
+    """Return whether Letta, or its database, may be unavailable for a moment, and the message stored all the same."""
     return refusal.code in _LOST or _may_be_of_an_outage(refusal)
 
 

@@ -181,5 +181,5 @@ async def _listen(folders: Sequence[Path], reporter: MemoryObjectSendStream[None
             finally:
                 # Cancelling does not interrupt the watching thread; this event does, within 50 ms.
                 stop.set()
-    except Exception as error:  # noqa: BLE001 - without reports, the regular checks go on
+    except Exception as error:  # noqa: BLE001 - without reports, the regular checks continue
         log.info("the file system reports no changes; checking regularly instead", reason=type(error).__name__)

@@ -269,7 +269,7 @@ class Watcher:
                 await self._sync(() if diff.undeclared else diff.providers, SyncCause.CHANGE)
 
     def _record_change(self, fresh: ConfigSnapshot) -> None:
-        """Record the variables of `.env` that somebody has changed in the file."""
+        """Record the variables of `.env` that were changed in the file."""
         before, now = self._snapshot.settings.sources.dotenv, fresh.settings.sources.dotenv
         changed = {name: now.get(name) for name in {**before, **now} if before.get(name) != now.get(name)}
         if changed:

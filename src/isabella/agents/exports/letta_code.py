@@ -249,6 +249,6 @@ def _git(git: Path, root: Path, *arguments: str, stdin: IO[bytes] | int = subpro
 
 
 def _environment() -> dict[str, str]:
-    """Return an environment in which git follows nobody's configuration, and runs no hooks of theirs."""
+    """Return an environment in which git reads no user configuration and runs no hooks."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     return {**kept, "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull, "LC_ALL": "C"}

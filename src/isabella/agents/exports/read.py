@@ -104,7 +104,7 @@ class ExportedAgent:
 
 
 def require_manifest(root: Path) -> None:
-    """Raise `ExportRefused` if a folder is no export, before anything else is asked for."""
+    """Raise `ExportRefused` if a folder is not an export, before anything else is asked for."""
     if not (root / MANIFEST).is_file():
         raise _no_export(root)
 
@@ -120,7 +120,7 @@ def read_export(root: Path, *, several: bool) -> ExportedAgent:
         raise _malformed(AGENT, "it does not have one agent")
     agent = document["agents"][0]
     if not isinstance(agent, dict):
-        raise _malformed(AGENT, "its agent is no JSON object")
+        raise _malformed(AGENT, "its agent is not a JSON object")
     own = folder.parsed(_Own, document.pop(ARCHIVE_KEY, {}), AGENT)
     listed = [folder.parsed(_Conversation, line, where) for where, line in folder.lines(CONVERSATIONS)]
     if [one.id for one in listed].count(DEFAULT) != 1 or listed[0].id != DEFAULT:
@@ -250,7 +250,7 @@ class _Folder:
                 except (ValueError, RecursionError):
                     raise _malformed(where, "it is not JSON") from None
                 if not isinstance(document, dict):
-                    raise _malformed(where, "it is no JSON object")
+                    raise _malformed(where, "it is not a JSON object")
                 yield where, document
 
     def parsed(self, model: type[Parsed], value: Any, where: str) -> Parsed:

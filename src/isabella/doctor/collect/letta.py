@@ -38,12 +38,12 @@ _MOST_CHECKS = 8  # the most keys that Letta is asked to decrypt
 _MASTER_KEY = "LETTA_ENCRYPTION_KEY"
 #: Letta in a command line (`letta`, `letta.main` after `-m`, `letta/main.py`), and Isabella's launcher of it.
 _LETTA, _LAUNCHER = re.compile(r"(.*/)?letta(\.main|/main\.py)?"), re.compile(r"isabella/embedded/launch\.py$")
-#: Variables in Letta's environment that end in `_API_KEY` and are no vendor's key.
+#: Variables in Letta's environment that end in `_API_KEY` and are not a vendor's key.
 _NO_VENDOR_KEYS = ("LETTA_API_KEY",)
 
 
 async def read_database(database_url: SecretStr | None) -> dict[str, Any]:
-    """Return what only Letta's database shows. A database that cannot be read is no finding."""
+    """Return what only Letta's database shows. A database that cannot be read is not a finding."""
     import psycopg
 
     if database_url is None:

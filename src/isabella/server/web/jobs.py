@@ -124,7 +124,7 @@ class JobRunner:
             job.state = JobState.DONE if job.error is None else JobState.FAILED
         job.seconds, job.ended_at = time.monotonic() - job.began, datetime.now(UTC)
         self.notifier.notify()
-        # What the pages know may be older than the outcome. If they know already that Letta is away, it may be back
+        # What the pages know may be older than the outcome. If they know already that Letta is down, it may be back
         # at the next look: a failure that it caused has to go then.
         away = self._runtime.monitor.states.error is not None
         known = self._basis(job) if job.error is not None and away else None
@@ -132,7 +132,7 @@ class JobRunner:
         job.basis = known or self._basis(job)
 
     def _basis(self, job: Job) -> tuple[object, ...]:
-        """Return what the outcome of a job speaks of, as it is now."""
+        """Return the current state of the subject of a job's outcome."""
         readiness, states = self._runtime.readiness, self._runtime.monitor.states
         entries = [] if states.report is None else states.report.providers
         entries = [entry for entry in entries if not job.only or entry.name in job.only]

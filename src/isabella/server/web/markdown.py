@@ -51,7 +51,7 @@ _CLASSES = {
     Code.Generic.Inserted: "hs",
     Code.Generic.Deleted: "hd",
 }
-#: A formula with its delimiters. Its underscores and asterisks are no emphasis.
+#: A formula with its delimiters. Its underscores and asterisks are not emphasis.
 _FORMULA = re.compile(
     r"\\\(.{1,1000}?\\\)|\\\[.{1,1000}?\\\]|\$\$.{1,1000}?\$\$|\$(?![\s$])[^$\n]{1,1000}?(?<!\s)\$(?!\d)", re.DOTALL
 )

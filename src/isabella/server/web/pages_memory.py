@@ -321,7 +321,7 @@ class _Page(Page):
             try:
                 await self._runtime.agents.archive.delete(id, passage)
             except MemoryUnknown:
-                # Somebody else has deleted it.
+                # Another user or program has deleted it.
                 pass
             except IsabellaError as error:
                 problem = error.what

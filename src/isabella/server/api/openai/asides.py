@@ -1,4 +1,4 @@
-"""Asides: requests to an agent's model that are no conversation, such as the title of a chat.
+"""Asides: requests to an agent's model that are not conversations, such as the title of a chat.
 
 They go straight to the vendor. The agent, its memory and its history have no part in them.
 """
@@ -106,7 +106,7 @@ async def complete(agents: AgentService, agent_ref: AgentRef, body: Mapping[str,
     async with _answer(agents, agent_ref, body) as (response, handle):
         document = await _read(response)
     if document is None or not _is_completion(document):
-        raise VendorRefused(f"The answer of {handle} is no chat completion.", status=502, code="vendor_garbled")
+        raise VendorRefused(f"The answer of {handle} is not a chat completion.", status=502, code="vendor_garbled")
     return document | {"model": f"{agent_ref.name}{SUFFIX}", "system_fingerprint": handle}
 
 

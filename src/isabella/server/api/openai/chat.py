@@ -149,7 +149,7 @@ class _Wanted:
 async def chat(body: ChatRequest, http: Request, requests: Requests, agents: Agents, turn_service: Turns) -> Response:
     """Send the last message to the agent, and answer with its reply; with `stream`, as it is generated.
 
-    A request that is no conversation, such as one for a title, and every request to the model `NAME:aside`, is
+    A request that is not a conversation, such as one for a title, and every request to the model `NAME:aside`, is
     answered by the agent's model alone.
     """
     if body.model.endswith(asides.SUFFIX) or asides.is_task(body.messages):

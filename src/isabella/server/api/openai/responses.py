@@ -40,7 +40,7 @@ from isabella.turns.events import AnswerText, Event
 router = APIRouter(prefix=OPENAI, tags=["openai"])
 
 _ID = re.compile(r"resp_[0-9a-f]{24}([0-9a-f]{16})")
-#: The roles of items that are no messages.
+#: The roles of items that are not messages.
 _ROLES = {"function_call_output": "tool", "custom_tool_call_output": "tool"}
 
 
@@ -77,7 +77,7 @@ class ResponseRequest(BaseModel):
     )
     stream: bool | None = False
     previous_response_id: str | None = Field(
-        None, description="A response of the same agent. Its history goes on in any case, and never back."
+        None, description="A response of the same agent. Its history always continues and never goes back."
     )
     text: TextOptions | None = Field(None, description="`format` is `text`, `json_object` or `json_schema`.")
     tool_choice: Any = Field(None, description="A call of a client's tool cannot be forced.")
@@ -196,7 +196,7 @@ async def create(
 ) -> Response:
     """Send the last item to the agent, and answer with its reply; with `stream`, as it is generated.
 
-    As with chat completions, a request that is no conversation is answered by the agent's model alone.
+    As with chat completions, a request that is not a conversation is answered by the agent's model alone.
     """
     try:
         agent_ref = await turn_service.find(asides.agent_of(body.model))
@@ -223,10 +223,10 @@ def _check_previous(id: str, agent_ref: AgentRef) -> None:
     match = _ID.fullmatch(id)
     if match is None or match[1] != _digest(agent_ref.id):
         raise Unsupported(
-            f"{id[:80]!r} is no response of {agent_ref.name}.",
+            f"{id[:80]!r} is not a response of {agent_ref.name}.",
             param="previous_response_id",
             code="previous_response_not_found",
-            remedy="Leave it out: the agent goes on with its history in any case.",
+            remedy="Leave it out: the agent continues its history in any case.",
         )
 
 

@@ -132,7 +132,7 @@ async def add_receipts(report: Report, connection: Connection, desired: Sequence
 
 
 def _vendor_status(entry: ProviderReport, result: ProbeResult) -> VendorObservation | None:
-    """Return what a receipt shows of the vendor. A stored key that works does not make up for a refused new one."""
+    """Return the vendor's state by a receipt. A stored key that works does not make up for a refused new one."""
     if result.vendor is None or entry.refused_by_vendor:
         return entry.vendor_status
     return VendorObservation(

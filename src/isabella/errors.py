@@ -59,7 +59,7 @@ class NotLetta(LettaError):
 
 
 class LettaUnauthorized(LettaError):
-    """Letta requires a server password, or another one (fact R6)."""
+    """Letta requires a server password, or a different one (fact R6)."""
 
 
 class LettaAnswered(LettaError):

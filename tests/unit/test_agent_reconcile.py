@@ -104,7 +104,7 @@ def test_names_are_found_ours_first_and_ambiguity_is_told() -> None:
     assert "agent-4" in (several.value.remedy or "")
     with pytest.raises(AgentUnknown) as nobody:
         select_agent("Bob", everybody)
-    assert "There are: Ada" in (nobody.value.remedy or "")
+    assert "Available: Ada" in (nobody.value.remedy or "")
 
 
 def test_a_line_is_lost_only_when_it_stands_nowhere() -> None:

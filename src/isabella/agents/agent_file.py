@@ -58,12 +58,12 @@ class AgentFile:
 
 
 def read(text: str | bytes) -> AgentFile:
-    """Return what is imported from an agent file. `AgentFileRefused` has the path to a malformed field."""
+    """Return the content to import from an agent file. `AgentFileRefused` has the path to a malformed field."""
     return read_document(_document(text))
 
 
 def read_document(document: Any) -> AgentFile:
-    """Return what is imported from the JSON of an agent file, as `read` does."""
+    """Return the content to import from the JSON of an agent file, as `read` does."""
     try:
         return _read(document)
     except RecursionError:
@@ -265,7 +265,7 @@ def _complete(context: Sequence[FileMessage]) -> list[FileMessage]:
 
 
 def _untaken(file: FileDocument, agent: FileAgent, index: int) -> list[str]:
-    """Return what the file has and is not imported, for people."""
+    """Describe the parts of the file that are not imported."""
     found = [
         f"the agent {str(other.get('name') or other.get('id'))!r}, its companion"
         for number, other in enumerate(file.agents)

@@ -229,12 +229,12 @@ class BlockHistory:
 
 
 def by_person(restored: int | None = None) -> BlockVersion:
-    """Return what `note` must know of an edit by a person."""
+    """Return the arguments of `note` for an edit by a person."""
     return replace(_blank(Author.PERSON), restored=restored)
 
 
 def by_reflection(agent: str) -> BlockVersion:
-    """Return what `note` must know of a reflection."""
+    """Return the arguments of `note` for a reflection."""
     return replace(_blank(Author.REFLECTION), agent=agent)
 
 

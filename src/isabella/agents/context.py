@@ -119,7 +119,7 @@ async def fit(
 ) -> FittedContext | None:
     """Change an agent's context so that a vendor that requires this form of ids accepts it. No turn may run.
 
-    Return what was changed; None if no change was needed, or none is possible: an agent of an older type has a user
+    Return the changes; None if no change was needed, or none is possible: an agent of an older type has a user
     message after every tool.
     """
     row = await letta.agents.get(agent_id)
@@ -161,7 +161,7 @@ async def rewind(
 ) -> tuple[str, ...]:
     """Take a message and everything after it out of an agent's context. No turn may run.
 
-    Return the context as it was. The messages stay in the history. Raises `MessageGone` if the message is not there.
+    Return the context as it was. The messages stay in the history. Raises `MessageGone` if the message is not in it.
     """
     ids = await context_ids(letta, agent_id, conversation)
     if message_id not in ids[1:]:

@@ -65,7 +65,7 @@ class History:
     ) -> HistoryPage:
         """Return the newest messages, or those before the message `before`, which is `MemoryUnknown` if absent.
 
-        `conversation` is the id of another conversation than the default one.
+        `conversation` is the id of a conversation other than the default one.
         """
         within = conversation or DEFAULT
         rows = await unless_unknown(
@@ -167,7 +167,7 @@ class History:
     ) -> list[HistoryEntry]:
         """Return the messages and summaries that have all words of a query, newest first. See `check_text`.
 
-        `conversation` is the id of another conversation than the default one.
+        `conversation` is the id of a conversation other than the default one.
         """
         check_text(query)
         words = query.casefold().split()

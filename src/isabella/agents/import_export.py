@@ -255,14 +255,14 @@ async def _create(registry: AgentRegistry, document: Mapping[str, Any], name: st
             what = f"Letta cannot read the file: {why}"
         raise AgentFileRefused(what, remedy=REMEDY) from None
     except BaseException:
-        # Letta may have created it all the same.
+        # Letta may have created it anyway.
         with anyio.CancelScope(shield=True), suppress(IsabellaError):
             await _remove_half(registry, name)
         raise
 
 
 def configured_secrets(models: ModelCatalog, connection: Connection) -> list[str]:
-    """Return what must not be in any file: vendors' keys, and the secrets of Letta and its database."""
+    """Return the secrets that must not be in any file: vendors' keys, and the secrets of Letta and its database."""
     found = [provider.key for provider in models.providers]
     found += [connection.password, connection.master_key, connection.database_url]
     return [secret.get_secret_value() for secret in found if secret is not None]

@@ -125,7 +125,7 @@ async def duplicate_agent(agents: AgentService, record: AgentRecord, name: str) 
 
 
 async def losses_of(registry: AgentRegistry, record: AgentRecord) -> Losses:
-    """Return what is lost when an agent is deleted. Raises `LettaError`."""
+    """Return the losses when an agent is deleted. Raises `LettaError`."""
     others = others_of(await registry.all(hidden=True), record)
     shared = {
         label: names
@@ -160,7 +160,7 @@ def _template(definitions: Sequence[AgentDefinition], wanted: NewAgent) -> Agent
         ids = ", ".join(one.id for one in usable)
         raise AgentUnknown(
             english("No agent can be created from the definition %(id)s.", id=repr((wanted.definition or "")[:60])),
-            remedy=english("There are: %(ids)s.", ids=ids) if ids else english("The agents file defines none."),
+            remedy=english("Available: %(ids)s.", ids=ids) if ids else english("The agents file defines none."),
         )
     definition = replace(matches[0], name=wanted.name)
     if wanted.description is not None:

@@ -94,7 +94,7 @@ class CoreMemory:
             if block.label == label:
                 return block
         labels = ", ".join(block.label for block in blocks)
-        remedy = english("There are: %(labels)s.", labels=labels) if labels else None
+        remedy = english("Available: %(labels)s.", labels=labels) if labels else None
         raise MemoryUnknown(english("There is no memory block %(label)s.", label=repr(label[:100])), remedy=remedy)
 
     async def observe(self, agent_id: str) -> list[MemoryBlock]:
@@ -254,7 +254,7 @@ class ArchivalMemory:
         ]
 
     async def _vector_model(self, agent_id: str) -> str | None:
-        """Return the model of an agent's vectors; None if there is none, or it is not one of Isabella's."""
+        """Return the model of an agent's vectors; None if there is none, or it is not Isabella's."""
         config = (await self._letta.agents.get(agent_id)).embedding_config or {}
         model = config.get("embedding_model")
         return model if model in MODELS else None

@@ -177,7 +177,7 @@ class ModelCatalog:
                 return await self._bind(await self._replaced(handle), window)
         for handle in await self.handles():
             return await self._bind(handle, window)
-        # No vendor answers now. An agent is created all the same: it works as soon as one does.
+        # No vendor answers now. An agent is created anyway: it works as soon as one does.
         for handle in [*preferred, *self._providers]:
             with suppress(ModelUnknown):
                 return await self._bind(handle, window, unasked=True)

@@ -79,7 +79,7 @@ class DefinitionDiff:
 
 
 def diff_definition(definition: AgentDefinition, record: AgentRecord, shared: Sequence[str] = ()) -> DefinitionDiff:
-    """Return what the file asks for, and shared blocks, as far as this agent was not given them yet. Pure."""
+    """Return the blocks that the file defines, and shared ones, as far as this agent was not given them yet. Pure."""
     written, current = record.own_metadata.written, metadata.fingerprints(definition)
     news = {name for name, digest in current.items() if written.get(name) != digest}
     said: list[str] = [name for name in ("name", "description", "persona") if name in news]
@@ -142,7 +142,7 @@ async def ensure(
 async def set_embedding(registry: AgentRegistry, record: AgentRecord, vectors: EmbeddingSetup | None) -> str | None:
     """Decide how an agent's archival memory is searched, unless that is decided, and give Letta the URL for it.
 
-    Return what was changed, for people; None if nothing was.
+    Return a description of the changes; None if there were none.
     """
     if vectors is None:
         return None
@@ -164,7 +164,7 @@ async def set_embedding(registry: AgentRegistry, record: AgentRecord, vectors: E
 
 @dataclass
 class _Ensure:
-    """One run of `ensure`, with what all definitions share."""
+    """One run of `ensure`, with the state that all definitions share."""
 
     registry: AgentRegistry
     records: Sequence[AgentRecord]
@@ -194,7 +194,7 @@ class _Ensure:
         if other is None or other.definition is None:
             raise AgentError(
                 english(
-                    "%(name)s reflects on %(other)s, which is not there.",
+                    "%(name)s reflects on %(other)s, which does not exist.",
                     name=definition.name,
                     other=definition.reflects_on,
                 ),
@@ -303,7 +303,7 @@ async def tool_ids(registry: AgentRegistry, names: Sequence[str]) -> dict[str, s
     if missing:
         raise AgentError(
             english("Letta has no tool %(name)s.", name=repr(missing[0])),
-            remedy=english("Remove it from the agents' file. Letta has: %(names)s.", names=", ".join(sorted(ids))),
+            remedy=english("Remove it from the agents file. Letta has: %(names)s.", names=", ".join(sorted(ids))),
         )
     return {name: ids[name] for name in names}
 

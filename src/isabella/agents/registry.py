@@ -394,7 +394,7 @@ def select_agent(name: str, records: Sequence[AgentRecord]) -> AgentRecord:
     names = [record.name for record in sorted(records, key=lambda record: not record.managed)]
     shown = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
     remedy = (
-        english("There are: %(shown)s.", shown=shown)
+        english("Available: %(shown)s.", shown=shown)
         if names
         else english("There are none yet: run `isabella agents ensure`.")
     )

@@ -69,7 +69,7 @@ class BindingDiagnosis:
 def diagnose(
     llm: LlmConfig | None, available: AvailableBindings, preferred: Sequence[str] = ()
 ) -> BindingDiagnosis | None:
-    """Return what is wrong with an agent; None if nothing is, or if that is unknown."""
+    """Return the fault of an agent; None if there is none, or if that is unknown."""
     if llm is None or not llm.provider:
         return None
     if llm.category == "base" and not (llm.handle or "").startswith(_PROXY):
@@ -202,7 +202,7 @@ class AgentRepair:
 
 
 async def available_bindings(registry: AgentRegistry, models: ModelCatalog, *, ask: bool) -> AvailableBindings:
-    """Return what agents can be bound to. With `ask`, every vendor is asked for its models."""
+    """Return the bindings that agents can have. With `ask`, every vendor is asked for its models."""
     # The base URL of a provider that is between two is a placeholder: an agent's own is as good as any.
     live = {
         stored.name: None if is_placeholder_url(stored.base_url) else stored.base_url

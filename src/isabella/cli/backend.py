@@ -136,7 +136,7 @@ def running_backend(settings: Settings) -> RunningBackend | None:
 
 
 def with_observations(settings: Settings, report: Report) -> Report:
-    """Return the report with what the running backend has observed of each vendor, and its notes.
+    """Return the report with the running backend's observations of each vendor, and its notes.
 
     Without a backend of this Letta it is returned as it is.
     """

@@ -75,7 +75,7 @@ def plan_command(
 
 @app.command()
 def status(only: Only = None, env_file: EnvFile = None, as_json: AsJson = False) -> None:
-    """Compare what Letta stores with the configuration, and show the last answer of each vendor.
+    """Compare Letta's providers with the configuration, and show the last answer of each vendor.
 
     Changes nothing and contacts no vendor: the answers are those that a running backend has observed.
     Exit code: 0 all in sync, 2 drift, 1 error. Vendors' answers do not affect it.

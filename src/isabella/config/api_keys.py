@@ -39,7 +39,7 @@ class KeyPlaceholder(KeyRefused):
 
 @dataclass(frozen=True)
 class CleanKey:
-    """A key without what was copied along with it; `notes` tell the operator what was removed."""
+    """A key without the characters that were copied along with it; `notes` tell the operator what was removed."""
 
     value: str
     notes: tuple[str, ...] = ()
@@ -67,11 +67,11 @@ def clean_key(raw: str) -> CleanKey:
     if value == prefix or _PLACEHOLDERS.match(value.removeprefix(prefix)):
         raise KeyPlaceholder(english("it is a placeholder, not a key"))
     if len(value.split()) > 1:
-        raise KeyRefused(english("there is white space inside it"))
+        raise KeyRefused(english("it contains white space"))
     if not value.isascii():
-        raise KeyRefused(english("there is a character in it that is not ASCII"))
+        raise KeyRefused(english("it contains a character that is not ASCII"))
     if not value.isprintable():
-        raise KeyRefused(english("there is a control character in it"))
+        raise KeyRefused(english("it contains a control character"))
     return CleanKey(value, tuple(notes))
 
 

@@ -57,7 +57,7 @@ class Command:
     line: str
 
     def key(self) -> str:
-        """Return what the command prints, without the newline at the end; raise `Failed`."""
+        """Return the output of the command, without the newline at the end; raise `Failed`."""
         try:
             words = shlex.split(self.line)
         except ValueError as error:
@@ -140,7 +140,7 @@ def _run(source: Source) -> Printed:
 
 
 def output(words: list[str], *, name: str, given: bytes = b"", seconds: float | None = None) -> bytes:
-    """Run a program without a shell, and return what it prints.
+    """Run a program without a shell, and return its output.
 
     Args:
         words: the program and its arguments.
@@ -187,7 +187,7 @@ def output(words: list[str], *, name: str, given: bytes = b"", seconds: float | 
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """End a program with what it has started."""
+    """End a program with its child processes."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 

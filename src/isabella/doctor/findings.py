@@ -231,7 +231,7 @@ class Diagnosis:
 
     @property
     def sentences(self) -> list[str]:
-        """One line for each cause, with what to do next."""
+        """One line for each cause, with the next step."""
         if self.healthy:
             return ["Healthy: nothing was found."]
         return [f"{cause.finding.sentence} {cause.finding.remedy.text}" for cause in self.causes]

@@ -156,7 +156,7 @@ def create(
 ) -> Backup:
     """Make a backup of a database that is running, and delete surplus ones of its kind.
 
-    `keys` are the master keys that decrypt its values, the current one first. `to` is another file than the usual.
+    `keys` are the master keys that decrypt its values, the current one first. `to` replaces the usual file.
 
     Raises `EmbeddedError` if the database cannot be read, or the file cannot be written.
     """

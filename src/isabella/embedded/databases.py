@@ -230,7 +230,7 @@ def restore(url: SecretStr, dump: Iterable[bytes]) -> None:
             try:
                 input.write(data)
             except BrokenPipeError:
-                # It has ended, and says why. The rest is read all the same: a damage there is named first.
+                # It has ended, and says why. The rest is read anyway: a damage there is named first.
                 for _ in pieces:
                     pass
                 break

@@ -55,7 +55,7 @@ class RotationJournal:
             ):
                 journal = cls(SecretStr(key), tuple(SecretStr(str(one)) for one in former), kept)
             case _:
-                raise _damaged(paths, "it has other fields than expected")
+                raise _damaged(paths, "it has unexpected fields")
         redaction.remember(*(key.get_secret_value() for key in (journal.key, *journal.former)))
         return journal
 

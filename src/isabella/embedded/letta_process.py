@@ -95,7 +95,7 @@ def environment(
     `socket` is that of Postgres. Letta's driver would send the password in the clear to a program that listens on the
     port of a killed Postgres; a folder that only the owner can enter has no such program. `sandbox` says whether the
     tools of agents run in a sandbox, if that is possible here, and `migrate` whether the database is migrated first.
-    `tls` is libpq's `sslmode`; other modes than `disable` are for a database elsewhere.
+    `tls` is libpq's `sslmode`; modes other than `disable` are for a database elsewhere.
     """
     at = f"&host={socket.parent}" if socket else ""
     environ = {

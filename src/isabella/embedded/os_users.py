@@ -72,7 +72,7 @@ def postgres_user() -> OsUser | None:
     for command in _COMMANDS_TO_CREATE:
         if user is not None:
             break
-        # If two processes do this at once, the second command fails, and the user exists all the same.
+        # If two processes do this at once, the second command fails, and the user exists anyway.
         try:
             subprocess.run(command, check=False, capture_output=True)
         except OSError:

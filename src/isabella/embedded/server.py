@@ -405,7 +405,7 @@ class Server:
         return run if run is not None and run.database == where else None
 
     def _key_of(self, run: ServerRun) -> SecretStr | None:
-        """Return the master key of a Letta that runs. Raises `StartFailed` if it is another one than that here."""
+        """Return the master key of a Letta that runs. Raises `StartFailed` if it differs from the one here."""
         key = self._key()
         if not instance.matches_fingerprint(key, run.key):
             raise StartFailed(
@@ -452,7 +452,9 @@ class Server:
         if last is not None and not instance.matches_fingerprint(key, last.key) and not rekeyed:
             progress(
                 Step(
-                    "letta", "note", "another master key than last time: sync the keys stored under the previous one"
+                    "letta",
+                    "note",
+                    "a different master key from last time: sync the keys stored under the previous one",
                 )
             )
 

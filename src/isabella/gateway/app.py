@@ -569,7 +569,7 @@ async def _start_of(response: httpx.Response) -> bytes:
 
 
 def _words_of(error: httpx.RequestError) -> str:
-    """Return what went wrong, without the bytes of an answer, which the text of a protocol error may quote."""
+    """Describe a failure, without the bytes of an answer, which the text of a protocol error may quote."""
     match error:
         case httpx.TimeoutException():
             return "nothing came in time"

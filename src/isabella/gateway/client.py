@@ -106,7 +106,7 @@ async def _ask(address: str, hooks: Mapping[str, list[Any]] | None = None) -> No
 
 
 def read_traffic(home: Path, running: RunningDaemon) -> GatewayTraffic:
-    """Return what a running gateway knows, after it has read its configuration again.
+    """Return the traffic of a running gateway, after it has read its configuration again.
 
     Raises:
         GatewayError: it does not answer.
@@ -149,7 +149,7 @@ class GatewayClient:
             await self._client.aclose()
 
     async def traffic(self, after: int = 0) -> GatewayTraffic:
-        """Return what the gateway knows; of outcomes and stopped keys only those after this number.
+        """Return the gateway's record; of outcomes and stopped keys only those after this number.
 
         Raises:
             GatewayError: it does not answer.

@@ -86,5 +86,5 @@ def _seconds(text: object) -> float:
         at = datetime.fromisoformat(str(text))
     except ValueError:
         return 0.0
-    # Letta leaves the time zone out of some times, which are UTC all the same.
+    # Letta leaves the time zone out of some times, which are nevertheless UTC.
     return (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp()

@@ -29,7 +29,7 @@ class VendorTraffic:
         accepted_at: when it last accepted a request.
         refused_at, refused_status, refused_message: its last refusal or failure; no status if nothing came.
         limits: the rate limits in its last answer.
-        stopped_keys: requests that carried another key than the configured one.
+        stopped_keys: requests that carried a key other than the configured one.
     """
 
     answers: int = 0

@@ -132,7 +132,7 @@ class Messages:
         return await self._http.rows(f"{paths.MESSAGES}{message_id}")
 
     async def of_run(self, run_id: str) -> list[dict[str, Any]]:
-        """Return what Letta has stored of a run."""
+        """Return Letta's record of a run."""
         return await self._http.rows(f"{paths.RUNS}{run_id}/messages", limit=_MESSAGES_OF_RUN)
 
     async def last_step_of_run(self, run_id: str) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Letta's Postgres, for what Letta would take long to list: it is one process, which runs all turns."""
+"""Letta's Postgres, for queries that take long through Letta: it is one process, which runs all turns."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ _CHANGES = {"POST": "created", "PATCH": "changed", "PUT": "changed", "DELETE": "
 
 
 def written(method: str, path: str) -> Written | None:
-    """Return what a write changes; None if it changes no agent, no memory and no provider."""
+    """Return the change that a write makes; None if it changes no agent, no memory and no provider."""
     if method == "GET" or _NO_CHANGE.fullmatch(f"{method} {path}"):
         return None
     found = _RESOURCE.fullmatch(path)

@@ -48,7 +48,7 @@ class LettaProviders:
         return self._http.base_url
 
     async def abilities(self) -> Capabilities:
-        """Read the release, which needs no password (facts R6, R7), and return what it can do."""
+        """Read the release, which needs no password (facts R6, R7), and return its abilities."""
         release = release_in(await self._read(paths.HEALTH))
         if release is None:
             raise self._http.not_letta("it does not answer as Letta's health check does")

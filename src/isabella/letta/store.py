@@ -34,7 +34,7 @@ class Store(Protocol):
         """Its base URL, for messages."""
 
     async def abilities(self) -> Capabilities:
-        """Read its release, and return what that can do."""
+        """Read its release, and return its abilities."""
 
     async def all(self) -> list[StoredProvider]:
         """Return every live provider. An incomplete list is an error."""

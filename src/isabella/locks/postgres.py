@@ -281,7 +281,7 @@ class _Held:
 
 
 def is_address(text: str) -> bool:
-    """Return whether libpq takes this for the address of a database, and for no other one than it looks like.
+    """Return whether libpq takes this for the address of a database, and for exactly the one that it looks like.
 
     libpq quotes what it does not understand in its error, and that may be a part of the password: after an unencoded
     @ the rest of the password is taken for the host, before an unencoded / its start for the port.

@@ -264,7 +264,7 @@ def _statement(text: str) -> str:
 
 
 def _told(prompt: ChatPrompt) -> list[str]:
-    """Return what the user has told so far, with later corrections made."""
+    """Return the user's facts so far, with later corrections applied."""
     facts: list[str] = []
     texts = [message.text[:20_000] for message in prompt.before_user if message.role in ("user", "system")]
     for sentence in (sentence for text in texts for sentence in sentences(text)):

@@ -140,7 +140,7 @@ class VendorLimits:
             return self._told(*(self._buckets or self._whole(now)), cost=0, now=now)
 
     def admit(self, cost: int) -> LimitDecision:
-        """Return what the limits say to a request that costs so many tokens; if it is admitted, it is charged."""
+        """Decide on a request that costs so many tokens; if it is admitted, it is charged."""
         with self._lock:
             now = self._now()
             requests, tokens = self._buckets or self._whole(now)

@@ -300,7 +300,7 @@ class RequestLog:
 
 
 class PracticeVendor:
-    """A practice vendor; its parts may be used from other threads than the server's."""
+    """A practice vendor; its parts may be used from threads other than the server's."""
 
     def __init__(self, profile: Profile, keys: Sequence[str]) -> None:
         self.profile = profile
@@ -365,7 +365,7 @@ def load_keys(path: Path) -> dict[str, list[str]] | None:
                 keys = {name: value for name in NAMES if _are_keys(value := accepted.get(name))}
                 if len(keys) == len(NAMES):
                     return keys
-        reason = "it has other fields than expected"
+        reason = "it has unexpected fields"
     except FileUnreadable as error:
         reason = error.reason
     raise PracticeError(

@@ -150,7 +150,7 @@ class Profile:
     refuses: Mapping[str, Any] = field(default_factory=dict)
 
     def output_limit(self, body: Mapping[str, Any]) -> object:
-        """Return what a request gives as its limit of tokens for the answer; None if it has none."""
+        """Return a request's limit of tokens for the answer; None if it has none."""
         given = (body.get(name) for name in self.output_limit_fields)
         return next((limit for limit in given if limit is not None), None)
 

@@ -331,7 +331,7 @@ class Applier:
             )
 
         try:
-            # It may have been created all the same, or by another process; the read-back shows which.
+            # It may have been created anyway, or by another process; the read-back shows which.
             exists = await self._writer.patiently(lambda: self._store.find(name)) is not None
         except LettaError as second:
             return failed(english("It may not be in Letta now: %(what)s", what=second.what))

@@ -151,7 +151,7 @@ class HealthFile:
         self._path = home / "conditions" / f"{hashlib.sha256(base_url.encode()).hexdigest()[:16]}.json"
 
     def read(self) -> dict[str, ProviderHealth]:
-        """Return what was saved last; nothing if the file is missing or damaged."""
+        """Return the last saved state; nothing if the file is missing or damaged."""
         try:
             return _HEALTH.validate_python(state.load(self._path).get("providers", {}))
         except ValueError:

@@ -19,7 +19,7 @@ class ProviderState(StrEnum):
     """The stored provider, compared with the desired one."""
 
     IN_SYNC = "in_sync"
-    #: Another key than the configured one, or none.
+    #: A key other than the configured one, or none.
     STALE = "stale"
     ABSENT = "absent"
     #: The key is encrypted under another master key.

@@ -41,7 +41,7 @@ class ErrorBody(BaseModel):
 #: The `responses` of routers.
 ERRORS: dict[int | str, dict[str, Any]] = {
     422: {"model": ErrorBody, "description": "The request is invalid."},
-    "4XX": {"model": ErrorBody, "description": "A client error, with what to do about it."},
+    "4XX": {"model": ErrorBody, "description": "A client error, with its remedy."},
     "5XX": {"model": ErrorBody, "description": "Isabella, Letta or a vendor cannot answer at present."},
 }
 

@@ -18,7 +18,7 @@ _COUNTERS = (
     ("isabella_gateway_answers", "Requests that a vendor accepted.", "answers"),
     ("isabella_gateway_refusals", "Requests that a vendor refused.", "refusals"),
     ("isabella_gateway_failures", "Requests without an answer, or whose answer broke off.", "failures"),
-    ("isabella_gateway_stopped_keys", "Requests with another key than the configured one.", "stopped_keys"),
+    ("isabella_gateway_stopped_keys", "Requests with a key other than the configured one.", "stopped_keys"),
 )
 #: Kind and field of the tokens.
 _TOKENS = (("prompt", "prompt_tokens"), ("completion", "completion_tokens"))

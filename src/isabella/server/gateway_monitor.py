@@ -185,7 +185,7 @@ def _exceeds(record: AgentRecord, name: str, tokens: int) -> bool:
 
 
 def describe_stopped_key(stopped: StoppedKey) -> str:
-    """Return what the gateway did with a key that is not the configured one, in one sentence."""
+    """Describe the gateway's treatment of a key that is not the configured one, in one sentence."""
     if not stopped.answered:
         return english(
             "A request to %(provider)s carried a key that is not its own (%(masked)s); nothing "

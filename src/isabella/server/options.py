@@ -18,7 +18,7 @@ class ServeOptions:
 
     practice: bool | None  #: use practice vendors; None: only if no vendor has a key and Letta is the embedded one
     verify: bool  #: also send one message through each provider
-    progress: Callable[[], AbstractContextManager[Progress]]  #: opens the display of what the embedded servers do
+    progress: Callable[[], AbstractContextManager[Progress]]  #: opens the display of the embedded servers' progress
     show: Callable[[Report], None]
     say: Callable[[str], None]
     set_up_logs: Callable[[], None] = lambda: None  #: is called as soon as the backend answers

@@ -193,7 +193,7 @@ def _shown(report: Report) -> list[object]:
 
 
 def status_line(runtime: Backend, states: ProviderStates) -> StatusHeadline:
-    """Return the status of the whole backend: of all that is wrong, the worst, with what to do next."""
+    """Return the status of the whole backend: the worst problem, with the next step."""
     readiness = runtime.readiness
     if readiness.error is not None:
         error = readiness.error

@@ -139,7 +139,7 @@ class Runtime:
 
     @property
     def status_line(self) -> StatusHeadline:
-        """The status of the whole backend: of all that is wrong, the worst, with what to do next."""
+        """The status of the whole backend: the worst problem, with the next step."""
         return status_line(self, self.monitor.states)
 
     @contextmanager

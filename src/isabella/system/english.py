@@ -23,7 +23,7 @@ class English(str):
         return text
 
     def __getnewargs__(self) -> tuple[str, Mapping[str, object]]:  # type: ignore[override]
-        """Return what a copy is made of."""
+        """Return the arguments of a copy."""
         return self.pattern, self.values
 
     def translated(self, translate: Callable[[str], str], thousands: str) -> str:

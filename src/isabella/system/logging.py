@@ -31,7 +31,7 @@ _LIBRARIES = (
 
 #: What a line of text has beside its sentence.
 _OF_EVERY_LINE = ("timestamp", "level", "exception", "left_out")
-#: Of one kind of warnings, a minute has so many lines of Isabella's, and one of a library or of too little memory.
+#: The number of lines for one kind of Isabella's warnings per minute; a library or low memory gets one.
 _OWN_LINES, _LIMIT_SECONDS, _KINDS_KEPT = 30, 60.0, 1000
 
 

@@ -89,7 +89,7 @@ def report(path: Path, reason: str) -> None:
 
 def report_fields(path: Path) -> None:
     """Log a warning about a file whose JSON object has missing or unusable fields."""
-    report(path, "it has other fields than expected")
+    report(path, "it has unexpected fields")
 
 
 def make_way(path: Path, *, log: bool = False) -> None:

@@ -243,7 +243,7 @@ class Supervisor:
         return [_sight(watched.part) for watched in self._watched]
 
     def _judge(self, watched: _Watched, sight: Sight) -> None:
-        """Compare a part with what was known of it."""
+        """Compare a part with its last known state."""
         if self._looks == 0:
             # The process of this supervisor has started it.
             watched.answered = sight.process

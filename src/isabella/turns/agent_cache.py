@@ -131,7 +131,7 @@ class AgentCache:
     async def bind(self, agent_id: str, binding: Binding, *, conversation: str | None = None) -> BindingResult:
         """Bind an agent, at its provider's stored base URL, from its next message on; make its context fit.
 
-        `conversation` is the id of another conversation than the default one. If its context cannot be changed, a
+        `conversation` is the id of a conversation other than the default one. If its context cannot be changed, a
         vendor that would need it may refuse it.
         """
         bound = await self.registry.bind(agent_id, binding)
@@ -223,7 +223,7 @@ class TemporaryBinding:
             self._original = self._current = (await self._agent_cache.reload(self._agent_ref)).binding
         binding = await self._agent_cache.placed(binding)
         if self._current != binding:
-            # Set before the request: if its answer is lost, the agent may be bound there all the same.
+            # Set before the request: if its answer is lost, the agent may be bound there anyway.
             self._current = binding
             bound = await self._agent_cache.bind(self._agent_ref.id, binding, conversation=self._conversation)
             self._current = bound.binding

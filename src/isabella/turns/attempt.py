@@ -115,7 +115,7 @@ class Attempt:
     first_token: float  #: seconds that the vendor may take to begin, before `more_time` is asked
     silence: float  #: seconds of silence after which an answer that has begun is broken
     cancel_request: CancelRequest
-    conversation: str | None = None  #: the id of another conversation than the default one
+    conversation: str | None = None  #: the id of a conversation other than the default one
     #: ends the agent's requests at the vendor, if a gateway can do that
     end_calls: Callable[[str], Awaitable[None]] | None = None
     #: waits while Letta is frozen or restarted; returns whether it was, so that its silence is none of the vendor
@@ -192,7 +192,7 @@ class Attempt:
         return letta.conversations.stream(self.conversation, message.text, message.images, message.request_id)
 
     async def _next_item(self, inbox: asyncio.Queue[_Item]) -> _Item | None:
-        """Return what comes next; None if the vendor is silent for too long."""
+        """Return the next item; None if the vendor is silent for too long."""
         deadline = self.sent + self.longest
         while (item := await _next(inbox, min(self._until, deadline) - time.monotonic())) is None:
             if time.monotonic() >= deadline:
@@ -342,9 +342,7 @@ class Attempt:
             )
             self.refusal = VendorRefusal(ErrorCode.VENDOR_SILENT, message)
         else:
-            self.refusal = VendorRefusal(
-                ErrorCode.VENDOR_SILENT, english("The answer stopped in the middle, and nothing more came.")
-            )
+            self.refusal = VendorRefusal(ErrorCode.VENDOR_SILENT, english("The answer stopped in the middle."))
 
     def _lost(self, error: Exception | None) -> None:
         if error is None:
@@ -413,7 +411,7 @@ async def cancel(letta: LettaClient, agent_id: str, run_id: str | None) -> bool:
 
 
 def _is_object(arguments: str) -> bool:
-    """Return whether the arguments of a call are what Letta can parse."""
+    """Return whether the arguments of a call are valid for Letta."""
     try:
         return isinstance(json.loads(arguments), dict)
     except (ValueError, RecursionError):

@@ -96,7 +96,7 @@ class Opened(Event):
     id: str  #: the turn's id, by which it can be stopped
     agent: str
     agent_id: str
-    conversation: str | None = None  #: the id of another conversation than the default one
+    conversation: str | None = None  #: the id of a conversation other than the default one
 
 
 @dataclass(frozen=True)

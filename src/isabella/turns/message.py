@@ -16,7 +16,7 @@ IMAGE_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 
 
 def too_large(images: Sequence[Image]) -> str | None:
-    """Return what is wrong with the images of a message if they are too large together."""
+    """Return the problem with the images of a message if they are too large together."""
     if sum(len(image.data) for image in images) <= LARGEST_IMAGES:
         return None
     return f"The images have more than {LARGEST_IMAGES // _MIB} MiB."

@@ -46,7 +46,7 @@ async def store_partial(
     """Add to the history what Letta has not stored of a turn that is over; no other turn of the agent may run.
 
     The partial answer, `said` by message id, is followed by `mark`, which says how the turn ended. `conversation` is
-    the id of another conversation than the default one; without Letta's database nothing is added to it.
+    the id of a conversation other than the default one; without Letta's database nothing is added to it.
 
     Return whether the user's message is in the history now; None if that is not known, because Letta does not answer.
     Then the call may be repeated with the same `known`, an empty set at first: nothing is stored twice.

@@ -46,7 +46,7 @@ class ProbeResult:
 
 
 async def probe_bindings(connection: Connection, bindings: Sequence[Binding]) -> list[ProbeResult]:
-    """Ask a temporary agent of each binding for one line. It raises nothing for what Letta or a vendor does."""
+    """Ask a temporary agent of each binding for one line. It raises nothing for failures of Letta or a vendor."""
     # Its agents are gone afterwards.
     async with LettaClient.open(connection, timeout=connection.timeout * 2) as letta:
         with audit.temporary():

@@ -91,7 +91,7 @@ class TurnService:
     async def _from_letta(
         self, read: Callable[[], Awaitable[_T]], known: Callable[[], _T | None] = lambda: None
     ) -> _T:
-        """Return what Letta has; while Letta is down, what is `known`, or wait for Letta."""
+        """Return the agent from Letta; while Letta is down, the `known` one, or wait for Letta."""
         supervisor = self.deps.supervisor
         if supervisor is None:
             return await read()

@@ -1,4 +1,4 @@
-"""Parse Letta's answer stream, and judge the errors in it. Events of other types than those below are ignored.
+"""Parse Letta's answer stream, and judge the errors in it. Events of types other than those below are ignored.
 
 Letta wraps every failure of a vendor into a separate event (measured on 0.16.8, docs/turns.md): a type, which is
 exact for 401 and 429 only, and a sentence that quotes the vendor's status and body. The status decides; the wording
@@ -305,7 +305,7 @@ def is_of_vendor(code: ErrorCode, status: int | None) -> bool:
 
 
 def remedy_of(code: ErrorCode) -> str | None:
-    """Return what to do about an error of the agent's only vendor, if the code determines it."""
+    """Return the remedy for an error of the agent's only vendor, if the code determines it."""
     remedy: str | None = _CODES.get(code, {}).get("remedy")
     return None if remedy is None else english(remedy)
 

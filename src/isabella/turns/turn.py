@@ -868,7 +868,7 @@ class Turn:
             if broken:
                 await self._outlasted()
             kept: bool | None = None
-            # Letta may be frozen, and store it afterwards all the same: its answer is waited for.
+            # Letta may be frozen, and store it afterwards anyway: its answer is waited for.
             limit = self._deps.hold if broken else _STORE_SECONDS
             with anyio.CancelScope(shield=True), anyio.move_on_after(limit):
                 kept = await partial_history.store_partial(
@@ -938,12 +938,12 @@ def interrupted_turn(part: PartStatus) -> TurnFailed:
 
 
 def _may_have_lost_it(refusal: VendorRefusal) -> bool:
-    """Return whether Letta, or its database, may be unavailable for a moment, and the message stored all the same."""
+    """Return whether Letta, or its database, may be unavailable for a moment, and the message stored anyway."""
     return refusal.code in _LOST or _may_be_of_an_outage(refusal)
 
 
 def _may_be_of_an_outage(refusal: VendorRefusal) -> bool:
-    """Return whether Letta's or the gateway's end may look like this. A status is an answer of the vendor's."""
+    """Return whether Letta's or the gateway's end may look like this. A status comes from the vendor."""
     return refusal.status is None and refusal.code not in _NOT_OF_AN_OUTAGE
 
 

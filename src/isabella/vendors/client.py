@@ -136,7 +136,7 @@ class VendorAnswer:
 
 
 async def ask_vendor(base_url: str, key: SecretStr, *, timeout: float = 10.0) -> VendorAnswer:
-    """Read a vendor's model list with a key. It raises nothing for what the vendor does.
+    """Read a vendor's model list with a key. It raises nothing for failures of the vendor.
 
     `base_url` is that of its OpenAI-compatible API, `timeout` is in seconds.
     """
@@ -184,7 +184,7 @@ def _gateway_refusal(response: httpx.Response) -> str | None:
 
 
 async def ask_about_key(url: str, key: SecretStr) -> VendorAnswer:
-    """Ask a route that exists for valid keys only. It raises nothing for what the vendor does."""
+    """Ask a route that exists for valid keys only. It raises nothing for failures of the vendor."""
     headers = {"Authorization": f"Bearer {key.get_secret_value()}"}
     try:
         async with httpx.AsyncClient(timeout=10.0, headers=headers, **client_options(url)) as client:
@@ -236,7 +236,7 @@ def accepted_answer(listed: Mapping[str, ListedModel]) -> VendorAnswer:
 
 
 def _trouble(error: BaseException) -> Trouble:
-    """Return what broke, by the first cause of an error."""
+    """Return the kind of a failure, by the first cause of an error."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, socket.gaierror):

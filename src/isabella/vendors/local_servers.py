@@ -29,7 +29,7 @@ _LLAMA_CPP, _LM_STUDIO, _OLLAMA = "llamacpp", "organization_owner", "library"
 
 
 async def completed(client: httpx.AsyncClient, base_url: str, listed: Mapping[str, ListedModel]) -> Models:
-    """Return the models with what the server reports elsewhere. Without an answer they stay as they are."""
+    """Return the models with the values of the server's other routes. Without an answer they stay as they are."""
     models = dict(listed)
     if base_url.endswith("/v1") and any(model.window is None for model in models.values()):
         root = base_url.removesuffix("/v1")

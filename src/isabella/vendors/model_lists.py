@@ -1,7 +1,7 @@
 """A vendor's list of its models: windows, prices and ends of life, in the formats of vendors and local servers.
 
 One table names the fields of all formats, because no two vendors mean different things by one field name. A field
-that is missing, or of another type than expected, says nothing: a list is never refused because of it.
+that is missing, or of an unexpected type, says nothing: a list is never refused because of it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _ID_PREFIX = "models/"  # Gemini puts it before each id, and accepts ids without
 
 @dataclass(frozen=True)
 class ListedModel:
-    """A model as its vendor lists it; None for what the vendor does not say.
+    """A model as its vendor lists it; None for values that the vendor does not state.
 
     Attributes:
         window: the context window in tokens.

@@ -152,7 +152,7 @@ async def _refresh(
         return ProviderModels(desired.name, problem=english("it is not in Letta"))
     answer = await ask(desired.reached_at, key)
     if answer.verdict is not KeyVerdict.ACCEPTED:
-        # Letta would answer 200 all the same, and keep its list or empty it (fact P11).
+        # Letta would answer 200 anyway, and keep its list or empty it (fact P11).
         problem = english(
             "%(title)s does not list its models: %(said)s", title=desired.vendor.title, said=answer.said
         )

@@ -127,7 +127,7 @@ class Schedule:
             self._pauses.pop(name, None)
 
     def due(self) -> Due:
-        """Return what is due now, and count it as done."""
+        """Return the tasks due now, and count them as done."""
         now = self._clock.monotonic()
         resync = self._next_resync is not None and now >= self._next_resync
         if resync:

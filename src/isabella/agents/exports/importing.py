@@ -118,7 +118,7 @@ class _Completion:
         return Additions(kept, (tag,), window, self.complete)
 
     async def complete(self, agent_id: str) -> list[str]:
-        """Add conversations and former texts, and give the agent its place. Return what was left out."""
+        """Add conversations and former texts, and give the agent its place. Return the parts that were left out."""
         ids = await self._new_ids(agent_id)
         await self._add_conversations(agent_id, ids)
         record = await self.service.registry.get(agent_id)
@@ -188,7 +188,7 @@ class _Completion:
             await registry.letta.agents.update(other.id, {"metadata": own.into(other.metadata)})
 
     async def _share(self, other: AgentRecord, block: MemoryBlock) -> None:
-        """Give an agent this block in place of its own. Another text than that of the block is kept in Letta."""
+        """Give an agent this block in place of its own. A text other than that of the block is kept in Letta."""
         letta = self.service.letta
         for former in await letta.blocks.of_agent(other.id):
             if former.get("label") != block.label:

@@ -125,7 +125,7 @@ class _Parts:
     _sink: Write | None = None
 
     def begin(self, at: str) -> Write:
-        """Begin an entry of this time, and return what writes it."""
+        """Begin an entry with this time, and return its writer."""
         month = at[:7] if len(at) >= len("2026-11") else "undated"
         if self._sink is None or month != self._month or self._length > _PART:
             self._next(month)

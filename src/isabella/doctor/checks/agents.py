@@ -167,7 +167,7 @@ def _example_handle(evidence: Evidence) -> str:
 
 
 def available_bindings(evidence: Evidence) -> AvailableBindings:
-    """Return what agents can be bound to: the live providers, at their configured base URLs."""
+    """Return the bindings that agents can have: the live providers, at their configured base URLs."""
     usable = evidence.configuration.usable
     configured_urls = {desired.name: desired.base_url for desired in usable}
     stored = (row.stored for row in evidence.letta.rows or ())

@@ -85,7 +85,7 @@ def _absent(desired: Desired, evidence: Evidence, abilities: Capabilities) -> Fi
 
 
 def _without_provider(bound: tuple[AgentEvidence, ...], letta: LettaEvidence) -> str:
-    """Return what agents do while their provider is missing."""
+    """Describe the behaviour of agents while their provider is missing."""
     if letta.process is not None and "OPENAI_API_KEY" in letta.process.base_keys:
         return "they send the OPENAI_API_KEY of Letta's own environment to that vendor"
     if all(agent.llm.endpoint_type == GENERIC for agent in bound):

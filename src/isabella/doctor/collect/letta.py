@@ -43,7 +43,7 @@ _NO_VENDOR_KEYS = ("LETTA_API_KEY",)
 
 
 async def read_database(database_url: SecretStr | None) -> dict[str, Any]:
-    """Return what only Letta's database shows. A database that cannot be read is not a finding."""
+    """Return the evidence that only Letta's database shows. A database that cannot be read is not a finding."""
     import psycopg
 
     if database_url is None:
@@ -75,7 +75,7 @@ class LettaCollector:
         self._connection = connection
 
     async def collect(self, desired: Sequence[Desired]) -> LettaEvidence:
-        """Return all evidence but `check_keys`. Never raises for what Letta does: that is part of the evidence."""
+        """Return all evidence but `check_keys`. Failures of Letta are not raised: they are part of the evidence."""
         connection = self._connection
         letta = LettaEvidence(
             base_url=connection.base_url,

@@ -177,7 +177,7 @@ class ChatAddress:
     """An agent, and one of its conversations, as the paths of the console have them."""
 
     agent_id: str
-    conversation: str | None = None  #: the id of another conversation than the default one
+    conversation: str | None = None  #: the id of a conversation other than the default one
 
     @classmethod
     def of(cls, text: str) -> ChatAddress | None:

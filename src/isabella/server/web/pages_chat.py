@@ -319,7 +319,7 @@ class _Page(Page):
         return Response(status_code=204)
 
     async def sees(self, request: Request) -> Response:
-        """Return what the user should know before sending pictures, if anything."""
+        """Return a notice to the user before sending pictures, if anything."""
         turn_service = self._runtime.turns
         agent_ref = await turn_service.find(address_of(request).agent_id)
         seeing, problem = turn_service.seeing(agent_ref), turn_service.blind(agent_ref)

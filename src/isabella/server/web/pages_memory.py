@@ -48,11 +48,11 @@ class Provenance:
 
     message: HistoryEntry
     written: tuple[str, ...]
-    conversation: str | None = None  #: the id of another conversation than the default one
+    conversation: str | None = None  #: the id of a conversation other than the default one
 
 
 async def list_provenance(service: AgentService, agent_id: str) -> list[Provenance]:
-    """Return what an agent has written into its memory recently, newest first, in its latest conversations."""
+    """Return an agent's recent changes of its memory, newest first, in its latest conversations."""
     known = await service.conversations.all(agent_id, None)
     found: list[Provenance] = []
     for each in known[:_CONVERSATIONS_SEARCHED]:

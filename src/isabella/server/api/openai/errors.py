@@ -55,7 +55,7 @@ class VendorRefused(IsabellaError):
 
 
 class FormatNotMet(IsabellaError):
-    """The agent's answer does not have the requested format. It is in the history all the same."""
+    """The agent's answer does not have the requested format. It is in the history anyway."""
 
 
 def refusal(error: IsabellaError) -> JSONResponse:

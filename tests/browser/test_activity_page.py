@@ -74,7 +74,7 @@ def test_every_chart_can_be_read(user: BrowserUser) -> None:
     # Neither vendor lists its prices.
     for handle in (GROQ, CEREBRAS):
         expect(page.locator("#tokens li", has_text=handle)).to_have_text(re.compile(r"[\d,]+ in, \d+ out$"))
-    left = page.locator("#limits li", has_text="byok-groq").filter(has_text="tokens a minute")
+    left = page.locator("#limits li", has_text="byok-groq").filter(has_text="tokens per minute")
     expect(left).to_contain_text("of 50,000 left")
     expect(page.locator("#changes svg .mark.synced").first).to_be_visible()
     assert page.evaluate(UNREADABLE) == []

@@ -21,7 +21,7 @@ from isabella.turns.stream import VendorRefusal, classify_refusal, parse_line
 from tests.support.backend_server import Backend, Speaking, backend
 
 CEREBRAS, GROQ = "cerebras/gpt-oss-120b", "byok-groq/openai/gpt-oss-120b"
-#: Nine tenths of the 60,000 tokens a minute that the practice Cerebras allows.
+#: Nine tenths of the 60,000 tokens per minute that the practice Cerebras allows.
 CEREBRAS_WINDOW = 54_000
 MISTRAL, LONGCAT = "byok-mistral/mistral-medium-latest", "longcat/LongCat-2.0"
 HANDLES = {"cerebras": CEREBRAS, "groq": GROQ, "mistral": MISTRAL, "longcat": LONGCAT}
@@ -311,7 +311,7 @@ def test_an_answer_that_reaches_its_limit_is_cut_off(served: Backend) -> None:
     agent = served.agent("endless", CEREBRAS)
     served.say(agent, "Say hello")
     id = served.id_of(agent)
-    # The first answer may have told how many tokens a minute has, and then the agent is bound once more.
+    # The first answer may have told how many tokens per minute has, and then the agent is bound once more.
     while (config := served.letta.get(f"/v1/agents/{id}").json()["llm_config"])["context_window"] > CEREBRAS_WINDOW:
         time.sleep(0.05)
     served.letta.patch(f"/v1/agents/{id}", json={"llm_config": {**config, "max_tokens": LIMIT}}).raise_for_status()

@@ -209,7 +209,7 @@ def test_commands_where_letta_does_not_listen(tmp_path: Path, arguments: tuple[s
         command.configure(GROQ_API_KEY="gsk_practice-not-a-real-key-0000")
         ended = command.run(*arguments)
         assert ended.code != 0
-        assert "none runs here" in ended.out + ended.err
+        assert "none is running here" in ended.out + ended.err
         assert other.heard == []
 
 

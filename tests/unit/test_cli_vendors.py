@@ -173,7 +173,7 @@ def test_what_does_not_work_is_told_and_nothing_is_written(folder: Path, httpser
         (("add", "ollama", "--base-url", f"{root}/page/v1"), "", "not the base URL", "/v1"),
         (("add", "a/b", "--base-url", root), "", "slash", ""),
         (("models", "deepseek"), "", "not set up", "vendors add deepseek"),
-        (("remove", "deepseek"), "", "has nothing of DeepSeek", ""),
+        (("remove", "deepseek"), "", "has no variable of DeepSeek", ""),
     ):
         error = refused(*arguments, typed=typed)
         assert what in error.what, (arguments, error.what)

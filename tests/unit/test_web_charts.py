@@ -101,12 +101,12 @@ def test_the_limits_that_are_left() -> None:
     )
     found = charts.limit_rows({"b": VendorTraffic(limits=limits, accepted_at=5.0), "a": VendorTraffic()})
     assert [(row.limit, row.left, row.share) for row in found] == [
-        ("requests a day", 990, 0.99),
-        ("tokens a minute", 0, 0.0),
+        ("requests per day", 990, 0.99),
+        ("tokens per minute", 0, 0.0),
     ]
     assert [row[1:4] for row in rows(drawn("limits", rows=found))] == [
-        ["requests a day", "990", "1,000"],
-        ["tokens a minute", "0", "8,000"],
+        ["requests per day", "990", "1,000"],
+        ["tokens per minute", "0", "8,000"],
     ]
 
 

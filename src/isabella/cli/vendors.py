@@ -138,7 +138,7 @@ def remove(name: Name, env_file: EnvFile = None) -> None:
     there = [variable for variable in vendor.variables if variable in sources.dotenv]
     if not there:
         raise ConfigurationError(
-            f"{sources.file} has nothing of {vendor.title}: {one.key_source}.",
+            f"{sources.file} has no variable of {vendor.title}: {one.key_source}.",
             remedy=f"If {' or '.join(vendor.variables)} is set elsewhere, remove it there.",
         )
     set_variables(sources.file, dict.fromkeys(there), home=settings.home)

@@ -86,7 +86,7 @@ class LettaPart:
 
 
 def sight_of(name: str, process: ChildProcess | None, server: Server) -> Sight:
-    """Return how a process is seen that may have ended, or may be stopped."""
+    """Return the observation of a process that may have ended or be stopped."""
     if process is None:
         wanted = not server.paths.stopped_file.exists()
         return Sight(

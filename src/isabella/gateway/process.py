@@ -50,7 +50,7 @@ def up(settings: Settings, listener: socket.socket | None = None, *, supervised:
     Args:
         settings: the settings, practice vendors included.
         listener: the listening socket of a gateway that has ended.
-        supervised: whether this process keeps the listening socket and starts the gateway again when it ends.
+        supervised: whether this process keeps the listening socket and restarts the gateway when it ends.
 
     Raises:
         GatewayError: it did not start; the message names its log.

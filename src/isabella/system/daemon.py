@@ -1,7 +1,7 @@
 """An Isabella server on loopback, as a separate process: started, found again, and stopped.
 
     FOLDER/
-    ├── state.json     port, control token, and the process that starts the server again whenever it ends
+    ├── state.json     port, control token, and the process that restarts the server whenever it ends
     ├── process.json   the process that serves
     ├── NAME.log       its output
     └── lock
@@ -138,7 +138,7 @@ class Daemon:
             env: its environment.
             identity: stands for its configuration; a server with another one is replaced.
             listener: the listening socket of a server that has ended. It stays open if the start fails.
-            supervised: whether this process keeps the listening socket and starts the server again when it ends.
+            supervised: whether this process keeps the listening socket and restarts the server when it ends.
 
         Raises:
             LockTimeout: another process has been starting or stopping it for too long.

@@ -37,7 +37,7 @@ Restart=on-failure
 RestartSec=5
 TimeoutStopSec={stop_seconds}
 KillMode=mixed
-# Isabella starts a part again that the kernel has killed for its memory.
+# Isabella restarts a part that the kernel has killed for its memory.
 OOMPolicy=continue
 UMask=0077
 # Keys are in its memory.

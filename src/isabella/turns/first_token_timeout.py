@@ -1,6 +1,6 @@
 """The time limit of a vendor's first token, beyond `ISABELLA_FIRST_TOKEN_TIMEOUT`.
 
-A model reads the whole prompt before it begins. A local one may read a hundred tokens a second or fewer, so a long
+A model reads the whole prompt before it begins. A local one may read a hundred tokens per second or fewer, so a long
 prompt takes minutes. A vendor that is given up too early fails at every turn; one that is dead should not be waited
 for, at least if another one could answer.
 """
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 
-#: The speeds in tokens a second that are assumed of a vendor that was not measured: of a vendor on the internet; of a
-#: server on this machine or in the house if another vendor could answer; and of such a server if none could.
+#: The assumed speeds, in tokens per second, of a vendor that was not measured: one on the internet; a server on this
+#: machine or in the house if another vendor could answer; and such a server if none could.
 REMOTE, LOCAL, LOCAL_ALONE = 1000.0, 100.0, 20.0
 #: The longest additional wait in seconds.
 LONGEST = 900.0

@@ -18,10 +18,10 @@ from isabella.vendors.model_lists import ListedModel
 _SCALES = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
 #: The names of rate limits, by unit and period.
 _LIMITS = {
-    ("requests", "minute"): english("requests a minute"),
-    ("requests", "day"): english("requests a day"),
-    ("tokens", "minute"): english("tokens a minute"),
-    ("tokens", "day"): english("tokens a day"),
+    ("requests", "minute"): english("requests per minute"),
+    ("requests", "day"): english("requests per day"),
+    ("tokens", "minute"): english("tokens per minute"),
+    ("tokens", "day"): english("tokens per day"),
 }
 _TOKENS_PER_PRICE = 1_000_000
 #: The shortest time axis of the changes, in seconds, and the part of it that is left empty at its left.
@@ -163,7 +163,7 @@ class LimitRow:
     """The rest of one rate limit, as the vendor last reported it."""
 
     provider: str
-    limit: str  #: such as `tokens a minute`
+    limit: str  #: such as `tokens per minute`
     left: int
     of: int
     share: float  #: from 0 to 1

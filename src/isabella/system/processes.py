@@ -122,11 +122,24 @@ class Reaper:
 
     def reap(self) -> None:
         """Reap the children that were found ended before, too: the code that waits for one has done so in between."""
+        if not _a_child_has_ended():
+            self._seen = set()
+            return
         ended = {child.pid for child in psutil.Process().children() if has_ended(child)}
         for pid in ended & self._seen:
             with suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
         self._seen = ended
+
+
+def _a_child_has_ended() -> bool:
+    """Return whether a child waits to be reaped; true if the system does not tell. A list of all costs more."""
+    if not hasattr(os, "waitid"):
+        return True
+    try:
+        return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return False
 
 
 def has_ended(process: psutil.Process) -> bool:

@@ -203,6 +203,13 @@ def test_the_agents_in_the_database_are_those_that_letta_lists(bench: Bench, let
                 (row,) = [row for row in listed if row.id == named]
                 assert {"one", "two"} <= {*row.tags}
                 assert ("Ada" in str(row.blocks)) is blocks
+            assert row.name is not None
+            for name, tag in ((named, ""), (row.name.upper(), ""), ("", "two")):
+                assert [_shown(found) for found in await letta.agents.named(name, tag)] == [
+                    _shown(found) for found in await letta.agents.overview() if found.id == named
+                ]
+            for id in (hidden, deleted, "one"):
+                assert await letta.agents.named(id, "nothing") == []
 
     anyio.run(compare)
 

@@ -168,6 +168,11 @@ class AgentRegistry:
                 return select_agent(name, [*records.values()])
         return select_agent(name, await self.all())
 
+    async def find_overview(self, name: str) -> AgentRecord:
+        """Return the same agent as `find` does, as `overview` has it: a turn asks for it every half minute."""
+        found = self._records(await self.letta.agents.named(name, metadata.definition_tag(name)))
+        return select_agent(name, found) if found else await self.find(name)
+
     async def get(self, agent_id: str) -> AgentRecord:
         """Return the agent with this id; `AgentUnknown` if it was deleted."""
         try:

@@ -36,6 +36,10 @@ SELECT json_agg(json_build_object(
 ) ORDER BY created_at, id)
 FROM agents WHERE NOT is_deleted AND hidden IS NOT TRUE
 """
+_NAMED = f"""{_OVERVIEW} AND (
+    id = %s OR lower(name) = lower(%s)
+    OR EXISTS (SELECT FROM agents_tags WHERE agent_id = agents.id AND tag = %s)
+)"""
 
 #: How long an import may take: this many seconds, and more for a file with many messages.
 _IMPORT_SECONDS = 60
@@ -131,6 +135,13 @@ class Agents:
         if found is None:
             return await self.all(relations=(*TAGS, *BLOCKS) if blocks else TAGS)
         return self._rows(found)
+
+    async def named(self, name: str, tag: str) -> list[AgentRow]:
+        """Return the agents of `overview` with this id, name (in upper or lower case) or tag.
+
+        They are read from Letta's Postgres only: empty if that is not known.
+        """
+        return self._rows(await self._database.select(_NAMED, False, name, name, tag) or [])
 
     async def get(self, agent_id: str, *, relations: Sequence[str] = ()) -> AgentRow:
         """Return one agent. Letta answers 404, or 422 to a malformed id."""

@@ -24,12 +24,12 @@ class LettaDatabase:
         if self._session is not None and url is not None:
             self._session.url = url
 
-    async def select(self, statement: str, value: Any) -> Any:
+    async def select(self, statement: str, *values: Any) -> Any:
         """Return the JSON that a statement selects; None without a row, or without a Postgres that can be used."""
         if self._session is None:
             return None
         try:
-            found = await self._session.fetch(statement, (value,))
+            found = await self._session.fetch(statement, values)
         except ConfigurationError as error:
             log.info("Letta is asked, its database is not", error=error.what)
             return None

@@ -83,7 +83,7 @@ class AgentCache:
         cached = self._cached.get(name)
         if cached is not None and cached[0] > self._clock():
             return cached[1]
-        agent_ref = _of_record(await self.registry.find(name))
+        agent_ref = _of_record(await self.registry.find_overview(name))
         self._put(name, agent_ref)
         return agent_ref
 

@@ -87,7 +87,7 @@ haproxy: ## Fetch HAProxy for the tests of several backends, if there is none (D
 views: setup ## Run the browser tests in each view: three widths, two themes; VIEWS="360-dark" for some
 	@failed=; for view in $(or $(VIEWS),360-light 360-dark 768-light 768-dark 1440-light 1440-dark); do \
 	  echo "views: $$view"; \
-	  $(BIN)/python -m pytest -q --view $$view tests/browser || failed="$$failed $$view"; \
+	  $(BIN)/python -m pytest -q -n 2 --dist loadfile --view $$view tests/browser || failed="$$failed $$view"; \
 	done; test -z "$$failed" || { echo "views: failed in$$failed" >&2; exit 1; }
 
 soak: setup ## Run the state machine on a real Letta, at length

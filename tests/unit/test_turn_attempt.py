@@ -145,7 +145,7 @@ class EndlessLetta(SilentLetta):
 
 async def test_an_answer_without_an_end_is_cut_off() -> None:
     """By time; nothing is wrong with the vendor."""
-    events, attempt = await attempted(EndlessLetta(None), longest=0.3)
+    events, attempt = await attempted(EndlessLetta(None), longest=1.0)
     assert {event.kind for event in events} == {"text"}
     assert (attempt.reason, attempt.refusal) == (EndReason.LENGTH, None)
 

@@ -62,7 +62,7 @@ def rekey(
             server.down(progress)
     if report is not None:
         show_report(report)
-    typer.echo("The master key was changed; nothing is encrypted with the previous one now.")
+    typer.echo("The master key was changed; no value is encrypted with the previous one.")
     return report is None or report.all_proven
 
 

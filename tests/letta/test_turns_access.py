@@ -331,7 +331,7 @@ def test_images(served: Backend, official: openai.OpenAI) -> None:
     ("agent", "url", "words"),
     [
         ("model", PIXEL, "No model of model"),
-        ("model", "http://127.0.0.1:9/a.png", "has to be in the request"),
+        ("model", "http://127.0.0.1:9/a.png", "must be in the request"),
         ("model", "data:image/svg+xml;base64,PHN2Zz4=", "image/png"),
         ("model", "data:image/png;base64," + "A" * (8 * 1024 * 1024 + 4), "8 MiB"),
     ],

@@ -118,7 +118,7 @@ def test_a_full_disk_is_named(cluster: Cluster) -> None:
     written.symlink_to("/dev/full")
     with pytest.raises(StartFailed, match=r"the disk of .* is full") as failed:
         cluster.start(PORT)
-    assert "Make room" in str(failed.value.remedy)
+    assert "Free space" in str(failed.value.remedy)
     written.unlink()
     assert_starts(cluster)
 

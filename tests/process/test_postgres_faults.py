@@ -116,20 +116,24 @@ def test_a_full_disk_is_named(cluster: Cluster) -> None:
     written = cluster.data / "postmaster.opts"
     written.unlink()
     written.symlink_to("/dev/full")
-    with pytest.raises(StartFailed, match=r"the disk of .* is full") as failed:
-        cluster.start(PORT)
+    try:
+        with pytest.raises(StartFailed, match=r"the disk of .* is full") as failed:
+            cluster.start(PORT)
+    finally:
+        written.unlink()
     assert "Free space" in str(failed.value.remedy)
-    written.unlink()
     assert_starts(cluster)
 
 
 def test_a_folder_that_cannot_be_written_is_named(cluster: Cluster) -> None:
     """Neither owner nor mode are changed for it."""
     cluster.data.chmod(0o755 | 0o070)
-    with pytest.raises(StartFailed, match="cannot be written"):
-        cluster.start(PORT)
-    assert cluster.data.stat().st_mode & 0o777 == 0o775
-    cluster.data.chmod(0o700)
+    try:
+        with pytest.raises(StartFailed, match="cannot be written"):
+            cluster.start(PORT)
+        assert cluster.data.stat().st_mode & 0o777 == 0o775
+    finally:
+        cluster.data.chmod(0o700)
     assert_starts(cluster)
 
 
@@ -139,7 +143,7 @@ def test_a_folder_that_cannot_be_written_is_named(cluster: Cluster) -> None:
 def test_a_damaged_folder_is_named_and_left_as_it_is(made: Cluster, damage: str) -> None:
     """Nothing is created anew in its place, and none of its files is changed."""
     cluster = replace(made, data=made.data.with_name("damaged"), log=made.log.with_name("damaged.log"))
-    shutil.copytree(made.data, cluster.data)
+    shutil.copytree(made.data, cluster.data, symlinks=True)
     for path in (cluster.data, *cluster.data.rglob("*")):
         cluster._give_to_user(path)
     control = cluster.data / "global" / "pg_control"

@@ -11,9 +11,12 @@ from playwright.sync_api import expect
 
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
+from isabella.practice.wire import profiles
 from tests.support.backend_server import Backend, backend
 from tests.support.browser_user import BrowserUser, aside
+from tests.support.further_vendors import FURTHER
 
+OPENROUTER = "openrouter/openai/gpt-oss-120b"
 GROQ, CEREBRAS = "byok-groq/openai/gpt-oss-120b", "cerebras/gpt-oss-120b"
 #: What cannot be read: small words, labels that overlap, marks outside of their drawing, what is beside the window.
 UNREADABLE = """() => {
@@ -46,17 +49,25 @@ UNREADABLE = """() => {
 
 @pytest.fixture(scope="module")
 def served(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
-    """A backend with a gateway, which reads the limits that vendors tell."""
+    """A backend with a gateway, which reads the limits that vendors tell, and a vendor that lists its prices."""
     home: Path = tmp_path_factory.mktemp("home")
-    with PracticeVendors() as vendors, backend(letta_server, home, vendors, gateway="on") as running:
-        yield running
+    with PracticeVendors(vendors={**profiles(), "openrouter": FURTHER["openrouter"]}) as vendors:
+        environment = {
+            "OPENROUTER_BASE_URL": vendors.base_url("openrouter"),
+            "OPENROUTER_API_KEY": vendors.key("openrouter").get_secret_value(),
+        }
+        with backend(letta_server, home, vendors, environment, gateway="on") as running:
+            yield running
 
 
 def test_every_chart_can_be_read(user: BrowserUser) -> None:
     """Times, answers, tokens, limits and changes: each drawn within its place, with a table behind it."""
     served, page = user.served, user.page
     served.vendors.limit("groq", tokens=50_000)
-    agents = [aside(served.agent, name, handle) for name, handle in (("charts", GROQ), ("costs", CEREBRAS))]
+    agents = [
+        aside(served.agent, name, handle)
+        for name, handle in (("charts", GROQ), ("limits", CEREBRAS), ("costs", OPENROUTER))
+    ]
     for agent in agents:
         aside(served.say, agent, "Say hello")
     served.vendors.fault("cerebras", on="chat", status=402, times=1)
@@ -68,12 +79,16 @@ def test_every_chart_can_be_read(user: BrowserUser) -> None:
     page.get_by_role("button", name="Sync byok-mistral").click()
     expect(page.locator("#job.done")).to_contain_text("proven")
 
+    # A form that offers all models asks the vendors for them, and so for their prices.
+    user.open("agents")
+    page.locator("#new summary").click()
+    expect(page.locator("#new-handle option", has_text="openai/gpt-oss-120b").first).to_be_attached()
     user.open("activity")
-    expect(page.locator("#first-tokens figure")).to_have_count(2)
+    expect(page.locator("#first-tokens figure")).to_have_count(3)
     expect(page.locator("#answers li", has_text="cerebras")).to_contain_text("1 answered, 1 refused")
-    # Neither vendor lists its prices.
-    for handle in (GROQ, CEREBRAS):
-        expect(page.locator("#tokens li", has_text=handle)).to_have_text(re.compile(r"[\d,]+ in, \d+ out$"))
+    # Of these vendors one lists its prices.
+    for handle, cost in ((GROQ, ""), (CEREBRAS, ""), (OPENROUTER, r", \$0\.000[1-9]")):
+        expect(page.locator("#tokens li", has_text=handle)).to_have_text(re.compile(rf"[\d,]+ in, \d+ out{cost}$"))
     left = page.locator("#limits li", has_text="byok-groq").filter(has_text="tokens per minute")
     expect(left).to_contain_text("of 50,000 left")
     expect(page.locator("#changes svg .mark.synced").first).to_be_visible()

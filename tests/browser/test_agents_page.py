@@ -67,6 +67,7 @@ def test_an_agent_from_its_creation_to_its_end(user: BrowserUser) -> None:
     with page.expect_download() as download:
         offer.get_by_role("link", name="Agent file (.af)").click()
     assert download.value.suggested_filename == "Clara Two.af"
+    agent_file = Path(download.value.path()).read_bytes()
     offer.get_by_role("button", name="Cancel").click()
 
     page.get_by_role("button", name="Delete Clara Two", exact=True).click()
@@ -98,7 +99,16 @@ def test_an_agent_from_its_creation_to_its_end(user: BrowserUser) -> None:
     expect(page.locator("#agents .outcome")).to_be_focused()
     (found,) = user.served.client.get(f"/api/agents/{user.served.id_of('Clara Two')}/passages").json()["passages"]
     assert found["text"] == "Rex is a dog."
-    for name in ("Clara Two", "Clara Two copy"):
+    # An agent file has blocks and messages, and gets another name on request.
+    page.locator("#import summary").click()
+    page.get_by_label("Agent file (.af)").set_input_files(
+        {"name": "clara.af", "mimeType": "application/json", "buffer": agent_file}
+    )
+    page.get_by_label("Name, if not the one in the file").fill("Clara Three")
+    page.get_by_role("button", name="Import").click()
+    expect(page.locator("#agents .outcome")).to_contain_text("Clara Three was imported on")
+    assert "Rex" in user.served.say(user.served.id_of("Clara Three"), "What is my dog called?").text
+    for name in ("Clara Two", "Clara Two copy", "Clara Three"):
         user.served.client.delete(f"/api/agents/{user.served.id_of(name)}").raise_for_status()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -243,9 +243,16 @@ def gateway(settings: Settings, connection: Connection) -> Iterator[GatewayServe
 
 
 @contextmanager
-def backend(letta: Letta, home: Path, vendors: PracticeVendors, **options: Any) -> Iterator[Backend]:
+def backend(
+    letta: Letta,
+    home: Path,
+    vendors: PracticeVendors,
+    environment: Mapping[str, str] | None = None,
+    /,
+    **options: Any,
+) -> Iterator[Backend]:
     """A backend whose providers are the practice vendors; `options` are fields of the settings."""
-    base = load_settings(environment={}, home=home, token=SecretStr(TOKEN), **options)
+    base = load_settings(environment=environment or {}, home=home, token=SecretStr(TOKEN), **options)
     settings = with_practice_vendors(base, vendors)
     connection = connection_to(letta, home)
     between = gateway(settings, connection) if settings.gateway == "on" else nullcontext()

@@ -29,7 +29,7 @@ _MINUTE_RESET = 120.0
 
 @dataclass(frozen=True)
 class Allowance:
-    """One limit of a vendor; None where it is not reported.
+    """One limit of a vendor; None if it is not reported.
 
     Attributes:
         limit: how many requests or tokens a period has.
@@ -44,7 +44,7 @@ class Allowance:
 
 @dataclass(frozen=True)
 class RateLimits:
-    """The limits that an answer reports; None where it reports nothing.
+    """The limits that an answer reports; None if it reports nothing.
 
     Attributes:
         requests_minute, requests_day, tokens_minute, tokens_day: the limits.

@@ -119,9 +119,7 @@ class TurnDependencies:
     silence: float = 60.0  #: seconds of silence after which an answer that has begun counts as broken
     gateway: GatewayClient | None = None  #: the gateway between Letta and the vendors, if there is one
     vendors: VendorStatusBoard = field(default_factory=VendorStatusBoard)
-    supervisor: Supervisor | None = (
-        None  #: starts Letta, Postgres and the gateway again; None if this process does not
-    )
+    supervisor: Supervisor | None = None  #: of Letta, Postgres and the gateway, if this process restarts them
     hold: float = 120.0  #: seconds that a turn waits for them
     shared: bool = False  #: whether other backends run turns on the same Letta, or others restart it
     first_turns: leftovers.FirstTurns | None = None  #: of a single backend that runs its Letta itself

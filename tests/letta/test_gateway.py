@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx2 as httpx
@@ -21,8 +22,6 @@ from isabella.turns.stream import VendorRefusal, classify_refusal, parse_line
 from tests.support.backend_server import Backend, Speaking, backend
 
 CEREBRAS, GROQ = "cerebras/gpt-oss-120b", "byok-groq/openai/gpt-oss-120b"
-#: Nine tenths of the 60,000 tokens per minute that the practice Cerebras allows.
-CEREBRAS_WINDOW = 54_000
 MISTRAL, LONGCAT = "byok-mistral/mistral-medium-latest", "longcat/LongCat-2.0"
 HANDLES = {"cerebras": CEREBRAS, "groq": GROQ, "mistral": MISTRAL, "longcat": LONGCAT}
 #: The tokens of an answer that is cut off: its text is longer than what the context keeps of it.
@@ -53,7 +52,7 @@ def without_faults(served: Backend) -> Iterator[None]:
         served.call(served.runtime.turns.deps.breaker.forgive, handle.partition("/")[0])
         # What one test has taught about a vendor's windows is forgotten before the next.
         for name in (handle, handle.partition("/")[0]):
-            served.runtime.agents.models.cap(name, 1_000_000)
+            served.call(partial(served.runtime.agents.models.cap, name, 1_000_000, "tokens per minute"))
 
 
 def wait_for_end(served: Backend, vendor: str) -> None:
@@ -308,13 +307,8 @@ def test_letta_quotes_the_gateway_s_own_refusal(served: Backend) -> None:
 
 def test_an_answer_that_reaches_its_limit_is_cut_off(served: Backend) -> None:
     """The turn and OpenAI's format say so. The context has the beginning of it with a mark, the history all of it."""
-    agent = served.agent("endless", CEREBRAS)
+    agent = served.agent("endless", CEREBRAS, settings={"max_tokens": LIMIT})
     served.say(agent, "Say hello")
-    id = served.id_of(agent)
-    # The first answer may have told how many tokens per minute has, and then the agent is bound once more.
-    while (config := served.letta.get(f"/v1/agents/{id}").json()["llm_config"])["context_window"] > CEREBRAS_WINDOW:
-        time.sleep(0.05)
-    served.letta.patch(f"/v1/agents/{id}", json={"llm_config": {**config, "max_tokens": LIMIT}}).raise_for_status()
     served.vendors.fault("cerebras", on="chat", endless=True)
     turn = served.say(agent, "Go on for ever")
     assert (turn.end["reason"], turn.end["stored"]) == ("length", True)
@@ -376,10 +370,10 @@ def test_a_request_larger_than_the_allowance_is_a_rate_limit(served: Backend) ->
     while models.capped("byok-groq", "openai/gpt-oss-120b", 131_072) != 90_000:
         assert time.monotonic() < until
         time.sleep(0.1)
+    # Another program makes an agent with a larger window. A refusal says that there is one.
     agent = served.agent("gateway-allowance", GROQ, CEREBRAS)
-    models.cap("byok-groq", 1_000_000)
-    for number in range(3):
-        served.say(agent, f"Say {number}")
+    served.say(agent, "Say good morning")
+    served.call(partial(models.cap, "byok-groq", 90_000, "tokens per minute", refused=True))
     until = time.monotonic() + 30
     while served.letta.get(f"/v1/agents/{served.id_of(agent)}").json()["llm_config"]["context_window"] != 90_000:
         assert time.monotonic() < until

@@ -34,6 +34,7 @@ from isabella.server.runtime import Runtime, open_agents, open_turns
 from isabella.server.sessions import Sessions
 from isabella.server.startup_app import http_server
 from isabella.server.supervised import Supervised, run_supervisor
+from isabella.server.window_follower import run_window_follower
 
 TOKEN = "a-token-for-the-tests"
 _UP_SECONDS = 60.0
@@ -126,10 +127,10 @@ class Backend:
             assert response.status_code == 200, response.read()
             return TurnRecord(list(events_of(response.iter_lines())))
 
-    def agent(self, name: str, *handles: str, **fields: Any) -> str:
+    def agent(self, name: str, *handles: str, settings: Mapping[str, Any] | None = None, **fields: Any) -> str:
         """An agent of its own for a test, bound to the first handle and preferring all of them. Returns its name.
 
-        `fields` are further fields of Letta's agent.
+        `settings` are further fields of its `llm_config`, `fields` those of Letta's agent.
         """
         from isabella.agents.metadata import MANAGED_TAG, definition_tag
         from isabella.agents.model_catalog import ModelCatalog
@@ -142,7 +143,7 @@ class Backend:
             json={
                 "name": name,
                 **fields,
-                "llm_config": binding.as_llm_config(),
+                "llm_config": {**binding.as_llm_config(), **(settings or {})},
                 "memory_blocks": [{"label": "human", "value": ""}, {"label": "persona", "value": "I am Isabella."}],
                 "tags": [MANAGED_TAG, definition_tag(definition)],
             },
@@ -302,6 +303,7 @@ def serve(
             )
             agent_service = await stack.enter_async_context(open_agents(runtime, settings, connection, url))
             turn_service = await stack.enter_async_context(open_turns(runtime, agent_service, locks))
+            await stack.enter_async_context(run_window_follower(agent_service, turn_service.queue, runtime.event_log))
             await stack.enter_async_context(run_gateway_monitor(runtime, turn_service))
             opened[:] = [locks, portal]
             up.set()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 
 import anyio
@@ -35,6 +36,15 @@ _AMPLE_WINDOW = 131_072  # a larger one makes no model better
 _HANDLES_SHOWN = 6
 
 
+@dataclass(frozen=True, slots=True)
+class Cap:
+    """The number of tokens that one request to a vendor may have, whatever window the vendor states."""
+
+    name: str  #: of the provider, or the handle of one model
+    tokens: int
+    unit: str  #: such as `tokens per minute`
+
+
 class ModelCatalog:
     """The models of all configured vendors. `client` is Letta's client that agents are bound with."""
 
@@ -58,7 +68,9 @@ class ModelCatalog:
         self._kept: dict[str, tuple[VendorAnswer, float]] = {}  # each with the time until which it is kept
         #: A callback that runs after the configured providers were replaced by others.
         self.on_renewed: Callable[[], None] = lambda: None
-        self._caps: dict[str, int] = {}
+        #: A callback that runs when a cap is new, or when a vendor has refused a request because of one.
+        self.on_capped: Callable[[], None] = lambda: None
+        self._caps: dict[str, Cap] = {}
         self._locks: dict[str, anyio.Lock] = {}
 
     @classmethod
@@ -88,23 +100,30 @@ class ModelCatalog:
         if changed:
             self.on_renewed()
 
-    def cap(self, name: str, tokens: int) -> bool:
+    def cap(self, name: str, tokens: int, unit: str, *, refused: bool = False) -> None:
         """Limit the window of a model, named by its handle, or of all models of a provider.
 
         A vendor may refuse a request that is smaller than the window it states, because of its allowance per minute
-        or of a server's own settings. A limit with which no agent could work changes nothing.
-
-        Return whether the limit is new or another one.
+        or of a server's own settings. `refused` says that it has done so just now. A limit with which no agent could
+        work changes nothing.
         """
         if tokens < _SMALLEST_WINDOW:
-            return False
-        changed = self._caps.get(name) != tokens
-        self._caps[name] = tokens
-        return changed
+            return
+        cap = Cap(name, tokens, unit)
+        changed = self._caps.get(name) != cap
+        self._caps[name] = cap
+        if changed or refused:
+            self.on_capped()
+
+    def cap_of(self, provider: str, model: str) -> Cap | None:
+        """Return the lowest cap that is known for a model."""
+        caps = [self._caps[name] for name in (provider, f"{provider}/{model}") if name in self._caps]
+        return min(caps, key=lambda cap: cap.tokens, default=None)
 
     def capped(self, provider: str, model: str, window: int) -> int:
-        """Return the window within the known limits."""
-        return min(window, *(self._caps.get(name, window) for name in (provider, f"{provider}/{model}")))
+        """Return the window within the known caps."""
+        cap = self.cap_of(provider, model)
+        return window if cap is None else min(window, cap.tokens)
 
     async def binding(self, handle: str, *, window: int | None = None) -> Binding:
         """Return the binding to the model of a handle; `ModelUnknown` if it does not work now, with handles that do.

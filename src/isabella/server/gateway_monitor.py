@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import anyio
 import structlog
-from anyio.abc import TaskGroup
 
-from isabella.agents.registry import AgentRecord
 from isabella.config.gateway_address import gateway_address
 from isabella.errors import GatewayError, IsabellaError
 from isabella.gateway.client import GatewayClient, GatewayTraffic, gateway_status
@@ -21,7 +18,6 @@ from isabella.providers.report import GatewayState, GatewayStatus
 from isabella.server.runtime import Runtime
 from isabella.system import audit
 from isabella.system.english import english
-from isabella.turns.queue import TurnQueue
 from isabella.turns.service import TurnService
 from isabella.turns.stream import state_of_refusal
 from isabella.vendors.client import VendorState
@@ -41,7 +37,7 @@ async def run_gateway_monitor(runtime: Runtime, turn_service: TurnService) -> As
     async with anyio.create_task_group() as tasks:
         if client is not None:
             with audit.acting(audit.Actor(audit.ActorKind.JOB, "gateway monitor")):
-                tasks.start_soon(_GatewayMonitor(runtime, client, turn_service.queue, tasks).run)
+                tasks.start_soon(_GatewayMonitor(runtime, client).run)
         elif runtime.settings.uses_gateway:
             tasks.start_soon(_watch_address, runtime)
         yield
@@ -65,10 +61,9 @@ async def _watch_address(runtime: Runtime) -> None:
 class _GatewayMonitor:
     """Reads the gateway's traffic every second."""
 
-    def __init__(self, runtime: Runtime, client: GatewayClient, queue: TurnQueue, tasks: TaskGroup) -> None:
+    def __init__(self, runtime: Runtime, client: GatewayClient) -> None:
         self._runtime = runtime
-        self._queue = queue
-        self._tasks = tasks
+        self._models = runtime.agents.models
         self._client = client
         self._number: int | None = None
 
@@ -105,52 +100,18 @@ class _GatewayMonitor:
             self._observe(provider, vendor)
             allowance = None if vendor.limits is None else vendor.limits.tokens_minute
             if allowance is not None and allowance.limit:
-                await self._cap(provider, int(allowance.limit * _OF_AN_ALLOWANCE), english("tokens per minute"))
+                self._cap_by_allowance(provider, allowance.limit)
         for outcome in traffic.outcomes:
             if outcome.never_fits:
-                await self._cap(
-                    outcome.provider, int(outcome.never_fits * _OF_AN_ALLOWANCE), english("tokens per minute")
-                )
+                self._cap_by_allowance(outcome.provider, outcome.never_fits, refused=True)
             if outcome.window and outcome.model:
-                await self._cap(
-                    f"{outcome.provider}/{outcome.model}",
-                    outcome.window,
-                    english("tokens in a context"),
-                )
+                handle = f"{outcome.provider}/{outcome.model}"
+                self._models.cap(handle, outcome.window, english("tokens in a context"), refused=True)
         if not first:
             await self._report(traffic)
 
-    async def _cap(self, name: str, tokens: int, unit: str) -> None:
-        """Lower the windows of agents whose requests the vendor would refuse for their size."""
-        agents = self._runtime.agents
-        if not agents.models.cap(name, tokens):
-            return
-        for record in await agents.registry.overview():
-            if _exceeds(record, name, tokens):
-                self._tasks.start_soon(self._lower, record.id, name, tokens, unit)
-
-    async def _lower(self, agent_id: str, name: str, tokens: int, unit: str) -> None:
-        """Lower the window of an agent between two of its turns: a turn binds its agent to other vendors."""
-        agents = self._runtime.agents
-        try:
-            async with self._queue.take(agent_id).reached():
-                record = await agents.registry.get(agent_id)
-                if record.binding is None or not _exceeds(record, name, tokens):
-                    return
-                with audit.change("agent.window", record.name, model=name, tokens=tokens):
-                    await agents.registry.bind(agent_id, replace(record.binding, window=tokens))
-        except IsabellaError as error:
-            log.warning("window not lowered", agent=agent_id, error=error.what)
-            return
-        sentence = english(
-            "%(name)s takes at most %(tokens)s %(unit)s, so that is the context window of %(agent)s now.",
-            name=name,
-            tokens=tokens,
-            unit=unit,
-            agent=record.name,
-        )
-        log.info("window lowered", name=name, tokens=tokens, agent=record.name, sentence=sentence)
-        self._runtime.event_log.add_notice(sentence, name.partition("/")[0])
+    def _cap_by_allowance(self, provider: str, tokens: int, *, refused: bool = False) -> None:
+        self._models.cap(provider, int(tokens * _OF_AN_ALLOWANCE), english("tokens per minute"), refused=refused)
 
     def _observe(self, provider: str, vendor: VendorTraffic) -> None:
         """Pass on the last answer or refusal, which may be one to a turn of another program."""
@@ -177,11 +138,6 @@ class _GatewayMonitor:
         watcher = self._runtime.watcher
         if watcher is not None and drifted:
             await watcher.retry(sorted(drifted))
-
-
-def _exceeds(record: AgentRecord, name: str, tokens: int) -> bool:
-    binding = record.binding
-    return binding is not None and name in (binding.provider, binding.handle) and binding.window > tokens
 
 
 def describe_stopped_key(stopped: StoppedKey) -> str:

@@ -1,17 +1,20 @@
 """Agents whose models got another context window: while the backend runs, they follow it between two of their turns.
 
-A local server is restarted with another window, a vendor changes its list, or `isabella.toml` is edited.
+A local server is restarted with another window, a vendor changes its list, `isabella.toml` is edited, or the gateway
+has learned that the vendor takes less in one request.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 
 import anyio
 import structlog
+from anyio.abc import TaskGroup
 
 from isabella.agents.registry import AgentRecord
 from isabella.agents.service import AgentService
@@ -27,6 +30,8 @@ log = structlog.get_logger()
 
 #: How often the vendors are asked for their lists.
 _INTERVAL = 300.0
+#: The pause after Letta has failed.
+_RETRY_SECONDS = 5.0
 
 
 def followed(record: AgentRecord, former: Mapping[str, int], limits: Mapping[str, int]) -> Binding | None:
@@ -46,9 +51,9 @@ def followed(record: AgentRecord, former: Mapping[str, int], limits: Mapping[str
 
 @asynccontextmanager
 async def run_window_follower(agent_service: AgentService, queue: TurnQueue, events: EventLog) -> AsyncIterator[None]:
-    """Look at the windows when a vendor has listed its models, when the configuration has changed, and regularly."""
-    follower = _WindowFollower(agent_service, queue, events)
+    """Look at the windows when a vendor has listed its models, or the limits have changed, and regularly."""
     async with anyio.create_task_group() as tasks:
+        follower = _WindowFollower(agent_service, queue, events, tasks)
         with audit.acting(audit.Actor(audit.ActorKind.JOB, "models' windows")):
             tasks.start_soon(follower.run)
         yield
@@ -56,33 +61,45 @@ async def run_window_follower(agent_service: AgentService, queue: TurnQueue, eve
 
 
 class _WindowFollower:
-    def __init__(self, agent_service: AgentService, queue: TurnQueue, events: EventLog) -> None:
+    def __init__(self, agent_service: AgentService, queue: TurnQueue, events: EventLog, tasks: TaskGroup) -> None:
         self._service = agent_service
         self._queue = queue
         self._events = events
+        self._tasks = tasks
         self._changed = asyncio.Event()
         self._ask = False
         self._listens = agent_service.models.on_event
-        self._former: Mapping[str, int] = {}
         self._limits: Mapping[str, int] = {}
+        self._waiting: set[str] = set()  # the ids of agents whose turns are waited for
 
     async def run(self) -> None:
         """Follow until cancelled."""
         models = self._service.models
         self._limits = await models.limits(ask=False)
-        models.on_event, models.on_renewed = self._on_answer, self._on_renewed
+        models.on_event, models.on_renewed, models.on_capped = self._on_answer, self._on_renewed, self._changed.set
+        seconds = _INTERVAL
         while True:
-            with anyio.move_on_after(_INTERVAL) as waited:
+            with anyio.move_on_after(seconds) as waited:
                 await self._changed.wait()
-            ask, self._ask = self._ask or waited.cancelled_caught, False
+            self._ask = self._ask or waited.cancelled_caught
             self._changed.clear()
             try:
-                self._former, self._limits = self._limits, await models.limits(ask=ask)
-                for record in await self._service.registry.overview():
-                    if self._wanted(record) is not None:
-                        await self._bind(record.id)
+                await self._follow()
+                seconds = _INTERVAL
             except IsabellaError as error:
                 log.info("windows not followed", error=error.what)
+                seconds = _RETRY_SECONDS
+
+    async def _follow(self) -> None:
+        ask, self._ask = self._ask, False
+        limits = await self._service.models.limits(ask=ask)
+        records = await self._service.registry.overview()
+        wanted = partial(self._wanted, self._limits, limits)
+        self._limits = limits
+        for record in records:
+            if record.id not in self._waiting and wanted(record) is not None:
+                self._waiting.add(record.id)
+                self._tasks.start_soon(self._bind, record.id, wanted)
 
     def _on_answer(self, provider: str, answer: VendorAnswer) -> None:
         self._listens(provider, answer)
@@ -92,27 +109,46 @@ class _WindowFollower:
         self._ask = True
         self._changed.set()
 
-    def _wanted(self, record: AgentRecord) -> Binding | None:
-        binding = followed(record, self._former, self._limits)
-        if binding is None or record.binding is None:
+    def _wanted(self, former: Mapping[str, int], limits: Mapping[str, int], record: AgentRecord) -> Binding | None:
+        if record.binding is None:
             return None
+        binding = followed(record, former, limits) or record.binding
         window = self._service.models.capped(binding.provider, binding.model, binding.window)
         return None if window == record.binding.window else replace(binding, window=window)
 
-    async def _bind(self, agent_id: str) -> None:
-        async with self._queue.take(agent_id).reached():
-            # A turn binds its agent to other vendors, so it is read again.
-            record = await self._service.registry.get(agent_id)
-            binding = self._wanted(record)
-            if binding is None:
-                return
-            with audit.change("agent.window", record.name, model=binding.handle, tokens=binding.window):
-                await self._service.registry.bind(record.id, binding)
-        log.info("window followed", agent=record.name, handle=binding.handle, tokens=binding.window)
-        sentence = english(
+    async def _bind(self, agent_id: str, wanted: Callable[[AgentRecord], Binding | None]) -> None:
+        """Bind an agent to its new window between two of its turns: a turn binds its agent to other vendors."""
+        try:
+            async with self._queue.take(agent_id).reached():
+                self._waiting.discard(agent_id)
+                record = await self._service.registry.get(agent_id)
+                binding = wanted(record)
+                if binding is None:
+                    return
+                with audit.change("agent.window", record.name, model=binding.handle, tokens=binding.window):
+                    await self._service.registry.bind(record.id, binding)
+        except IsabellaError as error:
+            log.warning("window not changed", agent=agent_id, error=error.what)
+            return
+        finally:
+            self._waiting.discard(agent_id)
+        sentence = self._sentence(binding, record.name)
+        log.info("window changed", agent=record.name, sentence=sentence)
+        self._events.add_notice(sentence, binding.provider)
+
+    def _sentence(self, binding: Binding, agent: str) -> str:
+        cap = self._service.models.cap_of(binding.provider, binding.model)
+        if cap is not None and cap.tokens == binding.window:
+            return english(
+                "%(name)s takes at most %(tokens)s %(unit)s, so that is the context window of %(agent)s now.",
+                name=cap.name,
+                tokens=cap.tokens,
+                unit=cap.unit,
+                agent=agent,
+            )
+        return english(
             "%(handle)s has a window of %(tokens)s tokens, which %(agent)s uses now.",
             handle=binding.handle,
             tokens=binding.window,
-            agent=record.name,
+            agent=agent,
         )
-        self._events.add_notice(sentence, binding.provider)

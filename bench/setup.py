@@ -8,12 +8,18 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic import SecretStr
 
 from isabella.api import ensure_providers
 from isabella.config.settings import Settings
 from isabella.config.sources import Sources
 from isabella.connect import embedded_connection
 from isabella.embedded import Letta, Server, Step
+from isabella.embedded.instance import InstancePaths
+from isabella.embedded.instance_postgres import superuser_password
+from isabella.embedded.postgres import SUPERUSER, database_url
 from isabella.letta.client import Connection
 from isabella.practice import PracticeVendors
 from isabella.practice.overlay import with_practice_vendors
@@ -71,6 +77,7 @@ class Servers:
     prepare: Callable[[Server], None] = lambda _server: None
     _open: ExitStack = field(default_factory=ExitStack)
     _lettas: dict[bool, Letta] = field(default_factory=dict)
+    _paths: dict[bool, InstancePaths] = field(default_factory=dict)
 
     @contextmanager
     def new(self, instance: str, **options: Any) -> Iterator[Server]:
@@ -90,7 +97,13 @@ class Servers:
             server = self._open.enter_context(self.new("bench-sealed" if sealed else "bench-open", encrypt=sealed))
             print(f"starting a Letta {'with' if sealed else 'without'} a master key …", flush=True)
             self._lettas[sealed] = server.up(_print_long_step)
+            self._paths[sealed] = server.paths
         return self._lettas[sealed]
+
+    def superuser(self, *, sealed: bool) -> SecretStr:
+        """Return the URL of the database of such a Letta, which runs, with the superuser of its Postgres."""
+        port = urlsplit(self.letta(sealed=sealed).database_url.get_secret_value()).port or 0
+        return database_url(port, superuser_password(self._paths[sealed]), user=SUPERUSER)
 
     @contextmanager
     def vendors(self, *, sealed: bool) -> Iterator[tuple[Setup, PracticeVendors]]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import anyio
 import httpx2 as httpx
 import psutil
+from pydantic import SecretStr
 
 from bench.backend import TOKEN, serving, vendor_variables
 from bench.conversation import first_token
@@ -21,6 +22,7 @@ from bench.setup import Servers, Setup
 from bench.timing import medians
 from isabella.agents.metadata import MANAGED_TAG
 from isabella.agents.model_catalog import ModelCatalog
+from isabella.embedded import postgres
 from isabella.practice import PracticeVendors
 
 AGENTS, CLIENTS = 5, 20
@@ -99,6 +101,7 @@ async def measure(servers: Servers, *, quick: bool) -> Results:
         await setup.start()
         async with _talkers(setup, vendors) as talkers:
             await _first_token(talkers, results)
+            await _commit(talkers, servers.superuser(sealed=True), results)
             await _many(talkers, results, seconds=min(SECONDS, 16.0) if quick else SECONDS)
     return results
 
@@ -124,6 +127,27 @@ async def _first_token(talkers: Talkers, results: Results) -> None:
         bare.append(statistics.median(direct))
     ours, bare = ours[1:], bare[1:]
     results.compare("ttft_ratio", ours, bare, medians(through_Isabella=ours, Letta_alone=bare))
+
+
+async def _commit(talkers: Talkers, superuser: SecretStr, results: Results) -> None:
+    """Compare whole turns while Postgres does not wait for the disk at a commit with turns while it does."""
+    seconds: dict[str, list[float]] = {"off": [], "on": []}
+    agent = next(iter(talkers.agents))
+    with postgres.connect(superuser) as connection:
+        for number in range(_PAIRS + 1):
+            for wait in ("on", "off") if number % 2 else ("off", "on"):
+                connection.execute(f"ALTER SYSTEM SET synchronous_commit = {wait}")
+                connection.execute("SELECT pg_reload_conf()")
+                turns = []
+                for _ in range(_TURNS):
+                    began = time.perf_counter()
+                    await talkers.through(agent)
+                    turns.append(time.perf_counter() - began)
+                seconds[wait].append(statistics.median(turns))
+        connection.execute("ALTER SYSTEM RESET synchronous_commit")
+        connection.execute("SELECT pg_reload_conf()")
+    off, on = seconds["off"][1:], seconds["on"][1:]
+    results.compare("commit_off_over_on", off, on, medians(without_waiting=off, waiting=on))
 
 
 async def _many(talkers: Talkers, results: Results, *, seconds: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
+import httpcore2
 import psutil
 import pytest
 import structlog
@@ -33,6 +35,9 @@ settings.register_profile(
     "tests", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("tests")
+
+# To read all certificates takes 25 ms, and each client of a test would do it. No test changes SSL_CERT_FILE.
+vars(httpcore2)["default_ssl_context"] = functools.cache(httpcore2.default_ssl_context)
 
 # Below the project, so that a release is installed once and then used by every session.
 _HOME = Path(__file__).resolve().parents[1] / ".isabella" / "tests"

@@ -263,6 +263,7 @@ from openai.types.chat import ChatCompletionMessage
 from openai.types.chat.completion_create_params import CompletionCreateParams
 call = {"id": "call-1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 tool = {"type": "function", "function": {"name": "f", "strict": None, "parameters": {"type": "object"}}}
+tool["function"]["parameters"]["properties"] = {"roles": {"type": "string", "enum": ("user", "tool")}}
 picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
 plain = {
     "model": "m", "stream": True, "max_tokens": 5, "temperature": 0.5, "user": NOT_GIVEN, "tools": [tool],

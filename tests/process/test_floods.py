@@ -165,10 +165,12 @@ def test_sixty_four_file_descriptors(tmp_path: Path) -> None:
             assert backend.process.num_fds() <= 64
             assert backend.ask("/api/providers", BEARER)[0] == 200
         alive(prober)
+        wait_until(lambda: backend.connections() == 0, "connections stay open")
         with Clients(backend) as clients:
             began = [status_of(clients.send(head("/console/activity/live", BEARER)).recv(65536)) for _ in range(100)]
             # No admitted request is broken for a later one.
-            assert began == [200] * backend.connections() + [503] * (100 - backend.connections())
+            streams = backend.connections()
+            assert began == [200] * streams + [503] * (100 - streams)
             assert backend.process.num_fds() <= 64
         wait_until(lambda: backend.connections() == 0, "connections stay open")
         assert backend.ask("/api/providers", BEARER)[0] == 200

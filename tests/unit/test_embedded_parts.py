@@ -458,6 +458,21 @@ def test_the_launcher_shares_certificates(monkeypatch: pytest.MonkeyPatch) -> No
     assert create(cert="client.pem") is not create(cert="client.pem")
 
 
+def test_the_launcher_has_a_docstring_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each text in each style."""
+    parse = Mock(side_effect=lambda text, style="auto": [text, style])
+    parser = ModuleType("docstring_parser")
+    vars(parser)["parse"] = parse
+    monkeypatch.setitem(sys.modules, "docstring_parser", parser)
+
+    launch.parse_docstrings_once()
+
+    remembering = vars(parser)["parse"]
+    assert remembering("a") is remembering("a")
+    assert remembering("a") != remembering("b") != remembering("b", "google")
+    assert parse.call_count == 3
+
+
 def test_the_launcher_keeps_prepared_statements(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of a pool, whose other options stay; an engine without a pool is made as before."""
     create = Mock()

@@ -240,13 +240,20 @@ def send_plain_requests() -> None:
 
 
 def is_plain(value: Any) -> bool:
-    """Return whether a value consists of JSON's own types."""
+    """Return whether a value consists of JSON's own types, or tuples, which become lists: Letta's tools have one."""
     kind = type(value)
     if kind is dict:
         return all(map(is_plain, value.values()))
-    if kind is list:
+    if kind is list or kind is tuple:
         return all(map(is_plain, value))
     return kind in _PLAIN
+
+
+def parse_docstrings_once() -> None:
+    """Make `docstring_parser` remember its results: Letta parses the docstrings of an agent's tools in each turn."""
+    with contextlib.suppress(ImportError, AttributeError):
+        module: Any = importlib.import_module("docstring_parser")
+        module.parse = functools.lru_cache(maxsize=512)(module.parse)
 
 
 def keep_statements() -> None:
@@ -349,6 +356,7 @@ def main(arguments: list[str]) -> None:
     derive_faster()
     share_certificates()
     send_plain_requests()
+    parse_docstrings_once()
     keep_statements()
     ping_without_question()
     migrations_url = os.environ.pop(_MIGRATIONS_URL, None)

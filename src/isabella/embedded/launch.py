@@ -372,7 +372,7 @@ def main(arguments: list[str]) -> None:
         except Exception:  # noqa: BLE001 - Python would wait for threads of the imports before it ends
             traceback.print_exc()
             os._exit(1)
-    gc.collect()
+    # To collect first would free 1.5 MB and take a tenth of the start.
     gc.freeze()
     gc.enable()
     code: Any = 0

@@ -70,13 +70,13 @@ def listens(process: ChildProcess, host: str, port: int) -> bool:
     if not process.is_running():
         return False
     try:
-        addresses = _listening_addresses(process.pid, port, ipv6=":" in host)
+        addresses = listening_addresses(process.pid, port, ipv6=":" in host)
     except (OSError, psutil.Error):
         return False
     return any(_covers(address, host) for address in addresses)
 
 
-def _listening_addresses(pid: int, port: int, *, ipv6: bool) -> list[str]:
+def listening_addresses(pid: int, port: int, *, ipv6: bool) -> list[str]:
     """Return the addresses at which a process listens on this port; raises `OSError` or `psutil.Error`."""
     try:
         found = listening_sockets(port, ipv6=ipv6)

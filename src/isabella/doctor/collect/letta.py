@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,6 +26,7 @@ from isabella.letta.encryption import KeyMatch, KeyReading, ProofMemo, read_back
 from isabella.letta.store import StoredProvider, read_store
 from isabella.providers.desired import Desired
 from isabella.system.english import english
+from isabella.system.peers import listening_addresses
 from isabella.system.tasks import gather
 from isabella.system.urls import is_loopback
 from isabella.vendors.client import KeyVerdict
@@ -252,7 +253,7 @@ def find_process(base_url: str, master_key: SecretStr | None) -> LettaProcess | 
 
 
 def _letta_servers() -> Iterator[psutil.Process]:
-    """Iterate over the Letta servers of this machine. To read the connections of every process takes far longer."""
+    """Iterate over the Letta servers of this machine."""
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
             if is_letta_server(process.cmdline()):
@@ -262,9 +263,8 @@ def _letta_servers() -> Iterator[psutil.Process]:
 def _listening(process: psutil.Process, port: int) -> tuple[str, ...]:
     """Return the addresses at which a process listens on this port; none if that cannot be read."""
     with suppress(psutil.Error, OSError):
-        connections = process.net_connections(kind="tcp")
-        listening = [one.laddr for one in connections if one.status == psutil.CONN_LISTEN and one.laddr]
-        return tuple(sorted({address.ip for address in listening if address.port == port}))
+        addresses = [listening_addresses(process.pid, port, ipv6=ipv6) for ipv6 in (False, True)]
+        return tuple(sorted({*chain(*addresses)}))
     return ()
 
 

@@ -474,6 +474,7 @@ def test_interrupted_at_every_step(new_server: Callable[..., Server]) -> None:
 
 def test_two_at_once_on_ports_that_are_taken(server: Server, tmp_path: Path) -> None:
     """One starts it, the other waits and finds it; where the ports of last time are taken, others are chosen."""
+    server.up()
     server.down()
     remembered = json.loads(server.paths.ports_file.read_text())
     command = [str(COMMAND), "letta", "up", "--home", str(server.home), "--instance", server.instance]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import httpx2
@@ -47,6 +48,7 @@ class Subject:
     master_key: str | None
     base_name: str
     vendors: PracticeVendors
+    log: Path | None = None  #: of the real Letta
     made: list[str] = field(default_factory=list)
 
     def ask(self, method: str, path: str, body: Any = None, **query: Any) -> tuple[int, Any]:
@@ -128,7 +130,8 @@ def sealing(request: pytest.FixtureRequest, vendors: PracticeVendors) -> Iterato
         return
     letta: Letta = request.getfixturevalue("letta_server")
     assert letta.master_key is not None
-    yield from _real(letta, vendors, letta.master_key.get_secret_value())
+    log = request.getfixturevalue("embedded").paths.letta_log
+    yield from _real(letta, vendors, letta.master_key.get_secret_value(), log)
 
 
 @pytest.fixture(scope="module", params=["fake", "real"])
@@ -140,11 +143,13 @@ def open_(request: pytest.FixtureRequest, vendors: PracticeVendors) -> Iterator[
     yield from _real(request.getfixturevalue("unsealed_letta"), vendors, None)
 
 
-def _real(letta: Letta, vendors: PracticeVendors, master_key: str | None) -> Iterator[Subject]:
+def _real(
+    letta: Letta, vendors: PracticeVendors, master_key: str | None, log: Path | None = None
+) -> Iterator[Subject]:
     with open_admin(letta) as opened:
         opened.clear("contract-*")
         # Letta makes a base provider of its own, whatever is in its environment.
-        yield Subject(opened.http, _OfLetta(opened), master_key, "letta", vendors)
+        yield Subject(opened.http, _OfLetta(opened), master_key, "letta", vendors, log)
         opened.clear("contract-*")
 
 
@@ -211,7 +216,8 @@ def test_only_an_accepted_key_syncs_the_models(sealing: Subject, vendor: str) ->
     fields = {"provider_type": vendor, "base_url": sealing.vendors.base_url(vendor)}
     accepted = sealing.provider(key=sealing.vendors.key(vendor).get_secret_value(), **fields)
     refused = sealing.provider(**fields)
-    assert sealing.listed(accepted["name"])[0]["last_synced"] is not None
+    said = "" if sealing.log is None else sealing.log.read_text()[-4000:]
+    assert sealing.listed(accepted["name"])[0]["last_synced"] is not None, said
     assert sealing.listed(refused["name"])[0]["last_synced"] is None
 
 

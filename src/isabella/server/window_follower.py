@@ -32,6 +32,8 @@ log = structlog.get_logger()
 _INTERVAL = 300.0
 #: The pause after Letta has failed.
 _RETRY_SECONDS = 5.0
+#: The most agents that are bound, or whose turns are waited for, at once.
+_AT_ONCE = 32
 
 
 def followed(record: AgentRecord, former: Mapping[str, int], limits: Mapping[str, int]) -> Binding | None:
@@ -70,6 +72,7 @@ class _WindowFollower:
         self._ask = False
         self._listens = agent_service.models.on_event
         self._limits: Mapping[str, int] = {}
+        self._places = anyio.CapacityLimiter(_AT_ONCE)
         self._waiting: set[str] = set()  # the ids of agents whose turns are waited for
 
     async def run(self) -> None:
@@ -119,7 +122,7 @@ class _WindowFollower:
     async def _bind(self, agent_id: str, wanted: Callable[[AgentRecord], Binding | None]) -> None:
         """Bind an agent to its new window between two of its turns: a turn binds its agent to other vendors."""
         try:
-            async with self._queue.take(agent_id).reached():
+            async with self._places, self._queue.take(agent_id).reached():
                 self._waiting.discard(agent_id)
                 record = await self._service.registry.get(agent_id)
                 binding = wanted(record)

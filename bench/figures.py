@@ -94,7 +94,7 @@ FIGURES = (
     Figure("ttft_ratio", "time to the first token through Isabella, over Letta asked directly", most=1.1),
     Figure(
         "commit_off_over_on",
-        "a whole turn with `synchronous_commit` off, if Postgres does not wait for the disk, over one with it on",
+        "a whole turn while Postgres does not wait for the disk (`synchronous_commit` off), over one while it does",
     ),
     Figure("turns_per_second_ratio", "turns a second of 20 clients on 5 agents, over Letta asked directly"),
     Figure("ttft_over_pooled", "time to the first token, over Letta by hand with pooling and no gateway", most=0.85),

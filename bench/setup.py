@@ -17,13 +17,15 @@ from isabella.config.settings import Settings
 from isabella.config.sources import Sources
 from isabella.connect import embedded_connection
 from isabella.embedded import Letta, Server, Step
-from isabella.embedded.instance import InstancePaths
 from isabella.embedded.instance_postgres import superuser_password
 from isabella.embedded.postgres import SUPERUSER, database_url
 from isabella.letta.client import Connection
 from isabella.practice import PracticeVendors
 from isabella.practice.overlay import with_practice_vendors
 from isabella.providers.report import Report
+
+#: The instances of the Letta with a master key, and of the one without.
+_INSTANCES = {True: "bench-sealed", False: "bench-open"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,6 @@ class Servers:
     prepare: Callable[[Server], None] = lambda _server: None
     _open: ExitStack = field(default_factory=ExitStack)
     _lettas: dict[bool, Letta] = field(default_factory=dict)
-    _paths: dict[bool, InstancePaths] = field(default_factory=dict)
 
     @contextmanager
     def new(self, instance: str, **options: Any) -> Iterator[Server]:
@@ -94,16 +95,16 @@ class Servers:
     def letta(self, *, sealed: bool) -> Letta:
         """Return the Letta with a master key, or the one without."""
         if sealed not in self._lettas:
-            server = self._open.enter_context(self.new("bench-sealed" if sealed else "bench-open", encrypt=sealed))
+            server = self._open.enter_context(self.new(_INSTANCES[sealed], encrypt=sealed))
             print(f"starting a Letta {'with' if sealed else 'without'} a master key …", flush=True)
             self._lettas[sealed] = server.up(_print_long_step)
-            self._paths[sealed] = server.paths
         return self._lettas[sealed]
 
     def superuser(self, *, sealed: bool) -> SecretStr:
         """Return the URL of the database of such a Letta, which runs, with the superuser of its Postgres."""
         port = urlsplit(self.letta(sealed=sealed).database_url.get_secret_value()).port or 0
-        return database_url(port, superuser_password(self._paths[sealed]), user=SUPERUSER)
+        paths = Server(self.home, instance=_INSTANCES[sealed]).paths
+        return database_url(port, superuser_password(paths), user=SUPERUSER)
 
     @contextmanager
     def vendors(self, *, sealed: bool) -> Iterator[tuple[Setup, PracticeVendors]]:

@@ -67,7 +67,7 @@ def test_a_conversation_that_is_too_long_for_the_new_model_is_summarised_first(n
         long = await prompt_budget(letta, agent.id)
         assert long.total > 16_000
 
-        models.cap("byok-groq", 12_000, "tokens per minute")
+        models.cap("byok-groq", 12_000, "It takes no more.")
         here.vendors.forget()
         bound = await registry.switch(agent, "byok-groq", models)
         assert (bound.binding.provider, bound.binding.window) == ("byok-groq", 12_000)
@@ -81,7 +81,7 @@ def test_a_conversation_that_is_too_long_for_the_new_model_is_summarised_first(n
         assert sum("Story" in entry.text for entry in page.entries) >= 24
 
         # This agent has no gateway, so Letta's descriptions of its tools are as long as they are.
-        models.cap("cerebras", 2048, "tokens per minute")
+        models.cap("cerebras", 2048, "It takes no more.")
         before = (await registry.get(agent.id)).binding
         await letta.agents.update(agent.id, {"system": "Be kind. " * 1000})
         await letta.agents.recompile(agent.id)

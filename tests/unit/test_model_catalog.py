@@ -206,3 +206,19 @@ def test_a_default_model_that_is_gone_is_replaced_and_told_once() -> None:
     vendors.now += 1000
     run(lambda: models.choose(["big/large"]))
     assert told == ["Big no longer has large; good takes its place."]
+
+
+def test_a_cap_is_told_if_it_is_new_or_was_met() -> None:
+    """The lowest one of a provider and its model counts. One with which no agent could work is none."""
+    catalog, told = ModelCatalog([desired(BIG)]), []
+    catalog.on_capped = lambda: told.append(catalog.cap_of("big", "large"))
+    catalog.cap("big", 54_000, "It takes 60,000.")
+    catalog.cap("big", 54_000, "It takes 60,000.")
+    assert len(told) == 1
+    catalog.cap("big", 54_000, "It takes 60,000.", refused=True)
+    catalog.cap("big/large", 8192, "It has 8,192.")
+    catalog.cap("big", 100, "It takes 111.", refused=True)
+    assert [cap and cap.tokens for cap in told] == [54_000, 54_000, 8192]
+    assert catalog.capped("big", "large", 60_000) == 8192
+    assert catalog.capped("big", "other", 60_000) == 54_000
+    assert catalog.capped("small", "large", 60_000) == 60_000

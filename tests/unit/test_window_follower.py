@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest.mock import Mock
+
+import anyio
 import pytest
 
 from isabella.agents.definitions import AgentDefinition
+from isabella.agents.model_catalog import ModelCatalog
 from isabella.agents.registry import AgentRecord
+from isabella.errors import LettaUnreachable
 from isabella.letta.llm_config import Binding, LlmConfig
+from isabella.server import window_follower
 from isabella.server.window_follower import followed
+from isabella.turns.queue import TurnQueue
 
 HANDLE = "smol/smollm2"
 
@@ -42,3 +52,51 @@ def test_the_window_of_an_agent(
 def test_an_agent_without_an_explicit_binding_stays() -> None:
     """Nothing is known of its model."""
     assert followed(AgentRecord("agent-1", "A"), {}, {HANDLE: 8192}) is None
+
+
+class Agents:
+    """One agent, and a Letta that fails as often as it is told when its agents are read, and when one is bound."""
+
+    def __init__(self, reads: int, binds: int) -> None:
+        self.agent = record(32_768)
+        self.failures = {"overview": reads, "bind": binds}
+
+    def _fail(self, name: str) -> None:
+        if self.failures[name]:
+            self.failures[name] -= 1
+            raise LettaUnreachable("Letta cannot be reached.")
+
+    async def overview(self) -> list[AgentRecord]:
+        """Return it."""
+        self._fail("overview")
+        return [self.agent]
+
+    async def get(self, _id: str) -> AgentRecord:
+        """Return it."""
+        return self.agent
+
+    async def bind(self, _id: str, binding: Binding) -> None:
+        """Give it another window."""
+        self._fail("bind")
+        self.agent = record(binding.window)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("reads", "binds"), [(0, 0), (2, 0), (0, 2)])
+async def test_a_window_is_lowered_although_letta_fails_at_first(
+    reads: int, binds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also that of an agent that nobody knew when the limit became known; the notice has the reason."""
+    monkeypatch.setattr(window_follower, "_RETRY_SECONDS", 0.01)
+    agents, models, events = Agents(reads, binds), ModelCatalog([]), Mock()
+    queue = SimpleNamespace(take=lambda _id: SimpleNamespace(reached=nullcontext))
+    service: Any = SimpleNamespace(registry=agents, models=models)
+    told = anyio.Event()
+    events.add_notice.side_effect = lambda *_arguments: told.set()
+    async with window_follower.run_window_follower(service, cast("TurnQueue", queue), events):
+        models.cap("smol", 8192, "smol takes at most 9,102 tokens per minute.")
+        with anyio.fail_after(10):
+            await told.wait()
+    assert agents.agent.binding == record(8192).binding
+    sentence = "smol takes at most 9,102 tokens per minute. The context window of A has 8,192 tokens now."
+    events.add_notice.assert_called_once_with(sentence, "smol")

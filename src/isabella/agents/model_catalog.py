@@ -40,9 +40,8 @@ _HANDLES_SHOWN = 6
 class Cap:
     """The number of tokens that one request to a vendor may have, whatever window the vendor states."""
 
-    name: str  #: of the provider, or the handle of one model
     tokens: int
-    unit: str  #: such as `tokens per minute`
+    reason: str  #: a sentence
 
 
 class ModelCatalog:
@@ -100,7 +99,7 @@ class ModelCatalog:
         if changed:
             self.on_renewed()
 
-    def cap(self, name: str, tokens: int, unit: str, *, refused: bool = False) -> None:
+    def cap(self, name: str, tokens: int, reason: str, *, refused: bool = False) -> None:
         """Limit the window of a model, named by its handle, or of all models of a provider.
 
         A vendor may refuse a request that is smaller than the window it states, because of its allowance per minute
@@ -109,7 +108,7 @@ class ModelCatalog:
         """
         if tokens < _SMALLEST_WINDOW:
             return
-        cap = Cap(name, tokens, unit)
+        cap = Cap(tokens, reason)
         changed = self._caps.get(name) != cap
         self._caps[name] = cap
         if changed or refused:

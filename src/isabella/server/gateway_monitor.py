@@ -106,12 +106,20 @@ class _GatewayMonitor:
                 self._cap_by_allowance(outcome.provider, outcome.never_fits, refused=True)
             if outcome.window and outcome.model:
                 handle = f"{outcome.provider}/{outcome.model}"
-                self._models.cap(handle, outcome.window, english("tokens in a context"), refused=True)
+                reason = english(
+                    "%(name)s takes at most %(tokens)s tokens in a context.", name=handle, tokens=outcome.window
+                )
+                self._models.cap(handle, outcome.window, reason, refused=True)
         if not first:
             await self._report(traffic)
 
     def _cap_by_allowance(self, provider: str, tokens: int, *, refused: bool = False) -> None:
-        self._models.cap(provider, int(tokens * _OF_AN_ALLOWANCE), english("tokens per minute"), refused=refused)
+        reason = english(
+            "%(name)s takes at most %(tokens)s tokens per minute, with those of its answers.",
+            name=provider,
+            tokens=tokens,
+        )
+        self._models.cap(provider, int(tokens * _OF_AN_ALLOWANCE), reason, refused=refused)
 
     def _observe(self, provider: str, vendor: VendorTraffic) -> None:
         """Pass on the last answer or refusal, which may be one to a turn of another program."""

@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup
 
 from isabella.agents.registry import AgentRecord
 from isabella.agents.service import AgentService
-from isabella.errors import IsabellaError
+from isabella.errors import IsabellaError, LettaUnreachable
 from isabella.letta.llm_config import Binding
 from isabella.server.event_log import EventLog
 from isabella.system import audit
@@ -70,31 +70,32 @@ class _WindowFollower:
         self._tasks = tasks
         self._changed = asyncio.Event()
         self._ask = False
-        self._listens = agent_service.models.on_event
+        models = agent_service.models
+        self._listens = models.on_event
+        models.on_event, models.on_renewed, models.on_capped = self._on_answer, self._on_renewed, self._changed.set
         self._limits: Mapping[str, int] = {}
         self._places = anyio.CapacityLimiter(_AT_ONCE)
         self._waiting: set[str] = set()  # the ids of agents whose turns are waited for
 
     async def run(self) -> None:
         """Follow until cancelled."""
-        models = self._service.models
-        self._limits = await models.limits(ask=False)
-        models.on_event, models.on_renewed, models.on_capped = self._on_answer, self._on_renewed, self._changed.set
-        seconds = _INTERVAL
+        self._limits = await self._service.models.limits(ask=False)
         while True:
-            with anyio.move_on_after(seconds) as waited:
+            with anyio.move_on_after(_INTERVAL) as waited:
                 await self._changed.wait()
-            self._ask = self._ask or waited.cancelled_caught
+            ask, self._ask = self._ask or waited.cancelled_caught, False
             self._changed.clear()
             try:
-                await self._follow()
-                seconds = _INTERVAL
+                await self._follow(ask=ask)
             except IsabellaError as error:
                 log.info("windows not followed", error=error.what)
-                seconds = _RETRY_SECONDS
+                self._tasks.start_soon(self._look_again)
 
-    async def _follow(self) -> None:
-        ask, self._ask = self._ask, False
+    async def _look_again(self) -> None:
+        await anyio.sleep(_RETRY_SECONDS)
+        self._changed.set()
+
+    async def _follow(self, *, ask: bool) -> None:
         limits = await self._service.models.limits(ask=ask)
         records = await self._service.registry.overview()
         wanted = partial(self._wanted, self._limits, limits)
@@ -132,6 +133,8 @@ class _WindowFollower:
                     await self._service.registry.bind(record.id, binding)
         except IsabellaError as error:
             log.warning("window not changed", agent=agent_id, error=error.what)
+            if isinstance(error, LettaUnreachable):
+                self._tasks.start_soon(self._look_again)
             return
         finally:
             self._waiting.discard(agent_id)
@@ -143,11 +146,10 @@ class _WindowFollower:
         cap = self._service.models.cap_of(binding.provider, binding.model)
         if cap is not None and cap.tokens == binding.window:
             return english(
-                "%(name)s takes at most %(tokens)s %(unit)s, so that is the context window of %(agent)s now.",
-                name=cap.name,
-                tokens=cap.tokens,
-                unit=cap.unit,
+                "%(reason)s The context window of %(agent)s has %(tokens)s tokens now.",
+                reason=cap.reason,
                 agent=agent,
+                tokens=cap.tokens,
             )
         return english(
             "%(handle)s has a window of %(tokens)s tokens, which %(agent)s uses now.",

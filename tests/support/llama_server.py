@@ -69,6 +69,8 @@ class LlamaServer:
     log: Path
     key: str = field(default_factory=lambda: f"smol-{secrets.token_hex(16)}", repr=False)
     port: int = 0
+    #: Whether the model goes on until a limit; it may be done after any word otherwise.
+    never_done: bool = False
     _process: subprocess.Popen[str] | None = None
 
     @property
@@ -91,7 +93,11 @@ class LlamaServer:
         }
         with self.log.open("a") as log:
             self._process = subprocess.Popen(
-                [*command, *(f"--{name}={value}" for name, value in options.items())],
+                [
+                    *command,
+                    *(f"--{name}={value}" for name, value in options.items()),
+                    *(["--never-done"] if self.never_done else []),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -110,10 +116,24 @@ class LlamaServer:
             process.kill()
             process.communicate()
 
+    @contextmanager
+    def long_answers(self) -> Iterator[None]:
+        """Meanwhile, each answer goes on until a limit: it is restarted before and after that."""
+        self.never_done = True
+        self._restart()
+        try:
+            yield
+        finally:
+            self.never_done = False
+            self._restart()
+
     def replace_key(self) -> None:
-        """Accept another key from now on, and not the former one any more: it is started again."""
-        self.stop()
+        """Accept another key from now on, and not the former one any more: it is restarted."""
         self.key = f"smol-{secrets.token_hex(16)}"
+        self._restart()
+
+    def _restart(self) -> None:
+        self.stop()
         self.start()
 
     def slot(self) -> dict[str, Any]:

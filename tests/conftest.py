@@ -21,6 +21,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from isabella.embedded import Letta, Server
+from isabella.system.garbage import collect_rarely
 from isabella.system.terminal import set_message_format
 from tests.support import migrated_database
 from tests.support.letta_admin import open_admin
@@ -29,6 +30,8 @@ from tests.support.views import VIEWS
 # Where the run itself stands in the background, SIGINT is ignored, and children inherit that. Ours are interrupted.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+collect_rarely()
 
 # How fast a machine is, and which examples a run happens to draw, decide no test. `make soak` draws others.
 settings.register_profile(

@@ -7,6 +7,7 @@ loop, so a fork of it behaves like a fresh start.
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
 import resource
@@ -153,6 +154,8 @@ def _serve() -> None:
     typer.main.get_command = lambda typer_instance: commands
     # A child that holds must not miss its signal, however early it arrives.
     signal.pthread_sigmask(signal.SIG_BLOCK, {_GO})
+    # A collection in a child would examine, and copy, what all of them share.
+    gc.freeze()
     children: set[int] = set()
     for line in sys.stdin:
         order = json.loads(line)

@@ -21,6 +21,7 @@ from isabella.cli.audit import audit
 from isabella.cli.backend import chat, login, up
 from isabella.cli.commands import AsJson, EnvFile, commands, configured_settings, print_json
 from isabella.errors import IsabellaError
+from isabella.system.garbage import collect_rarely
 from isabella.system.terminal import guard_output, messages_are_json, print_message, set_message_format
 
 app = commands(
@@ -157,6 +158,7 @@ def _without_commands(group: TyperInfo) -> TyperInfo:
 
 def main() -> None:
     """Run the command line: an error is one message and exit code 1; a wrong command line exits with 64."""
+    collect_rarely()
     guard_output()
     set_message_format(as_json=False)
     try:

@@ -33,6 +33,8 @@ differences:
   and asks the database three questions before each use of a connection. Connections keep their prepared queries, and
   whether one is closed is known without a question: both ends are on this machine. The connection that was used last
   is used next. A turn has dozens of queries.
+- After that, a collection of garbage is started by 10,000 new objects instead of 700. A turn creates that many in
+  passing; the usual collections take a twelfth of its time, with pauses of 0.2 s.
 - The process ends as soon as the server has shut down: freeing a million objects would take seconds.
 """
 
@@ -67,6 +69,8 @@ DEFERRED = (
 )
 #: how many prepared statements each connection to the database keeps; a turn has about half as many different ones
 STATEMENTS = 200
+#: thresholds of the garbage collector for its three generations; Python's are 700, 10 and 10
+COLLECTION = (10_000, 10, 20)
 #: the URL with which the migrations connect; it is set if the database must be migrated
 _MIGRATIONS_URL = "ISABELLA_MIGRATIONS_URL"
 #: how these connections are protected: `sslmode` of libpq
@@ -374,6 +378,7 @@ def main(arguments: list[str]) -> None:
             os._exit(1)
     # To collect first would free 1.5 MB and take a tenth of the start.
     gc.freeze()
+    gc.set_threshold(*COLLECTION)
     gc.enable()
     code: Any = 0
     try:

@@ -17,6 +17,7 @@ from isabella.gateway.server import GatewayServer
 from isabella.practice import daemon
 from isabella.practice.overlay import ConfigSnapshot, with_practice_vendors
 from isabella.system import tracing
+from isabella.system.garbage import collect_rarely
 from isabella.system.logging import configure_logs
 from isabella.system.processes import interrupt_on_sigterm
 from isabella.system.sockets import ListeningSocket
@@ -58,6 +59,7 @@ def _with_practice(settings: Settings, *, until_key: bool) -> Settings:
 
 
 if __name__ == "__main__":
+    collect_rarely()
     guard_output()
     try:
         main()

@@ -11,6 +11,7 @@ from pathlib import Path
 from isabella.errors import PracticeError
 from isabella.practice.server import PracticeApp
 from isabella.practice.vendor import load_or_make_keys, save_keys
+from isabella.system.garbage import collect_rarely
 from isabella.system.terminal import guard_output
 
 
@@ -27,6 +28,7 @@ def main(folder: Path, descriptor: int) -> None:
 
 
 if __name__ == "__main__":
+    collect_rarely()
     guard_output()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -14,7 +15,7 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from threading import Thread
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -488,6 +489,39 @@ def test_the_launcher_keeps_prepared_statements(monkeypatch: pytest.MonkeyPatch)
     create.assert_called_once_with("postgresql://", pool_size=25, pool_use_lifo=True, connect_args=kept)
     vars(engines)["create_async_engine"]("postgresql://", poolclass="NullPool")
     create.assert_called_with("postgresql://", poolclass="NullPool")
+
+
+def test_the_launcher_gets_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relationships that would be loaded with a row are not; those that are never loaded stay so."""
+
+    class Session:
+        async def get(self, entity: type, ident: str, **options: Any) -> tuple[type, str, dict[str, Any]]:
+            return entity, ident, options
+
+    class Agent:
+        tools, blocks, runs = "tools of it", "blocks of it", "runs of it"
+
+    relationships = [
+        SimpleNamespace(key=key, lazy=lazy)
+        for key, lazy in (
+            ("tools", "selectin"),
+            ("blocks", "joined"),
+            ("runs", "raise"),
+        )
+    ]
+    sessions, orm = ModuleType("sqlalchemy.ext.asyncio"), ModuleType("sqlalchemy.orm")
+    vars(sessions)["AsyncSession"] = Session
+    vars(orm)["class_mapper"] = lambda entity: SimpleNamespace(relationships=relationships)
+    vars(orm)["lazyload"] = lambda attribute: f"not {attribute}"
+    monkeypatch.setitem(sys.modules, "sqlalchemy.ext.asyncio", sessions)
+    monkeypatch.setitem(sys.modules, "sqlalchemy.orm", orm)
+
+    launch.get_rows_alone()
+
+    alone = ["not tools of it", "not blocks of it"]
+    assert asyncio.run(Session().get(Agent, "a")) == (Agent, "a", {"options": alone})
+    got = asyncio.run(Session().get(Agent, "a", options=["own"], populate_existing=True))
+    assert got == (Agent, "a", {"options": ["own", *alone], "populate_existing": True})
 
 
 def test_the_launcher_pings_a_connection_without_a_question(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,8 @@ differences:
   is used next. A turn has dozens of queries.
 - After that, a collection of garbage is started by 10,000 new objects instead of 700. A turn creates that many in
   passing; the usual collections take a twelfth of its time, with pauses of 0.2 s.
+- SQLAlchemy loads the row that belongs to a key without the rows related to it. Letta reads single columns of such
+  rows; for one column of an agent, ten more queries load its tools, blocks and so on.
 - The process ends as soon as the server has shut down: freeing a million objects would take seconds.
 """
 
@@ -77,6 +79,7 @@ _MIGRATIONS_URL = "ISABELLA_MIGRATIONS_URL"
 _MIGRATIONS_TLS = "ISABELLA_MIGRATIONS_TLS"
 #: the advisory lock of migrations; any number that no other program uses
 _MIGRATIONS_LOCK = 0x15ABE11A
+_EAGER = ("selectin", "joined", "subquery", "immediate")
 _PLAIN = (str, int, float, bool, type(None))
 _ASK_EVERY, _SECONDS_FOR_USER = 0.2, 60.0
 _EMBEDDINGS = re.compile(r"(?<=/embeddings/)[^/\s]+(?=/v1)")
@@ -289,6 +292,27 @@ def ping_without_question() -> None:
         module.AsyncAdapt_asyncpg_connection.ping = ping
 
 
+def get_rows_alone() -> None:
+    """Make `AsyncSession.get` of SQLAlchemy load no relationships: Letta uses columns of these rows only.
+
+    To use a relationship of such a row is an error.
+    """
+    with contextlib.suppress(ImportError, AttributeError):
+        session: Any = importlib.import_module("sqlalchemy.ext.asyncio").AsyncSession
+        orm: Any = importlib.import_module("sqlalchemy.orm")
+        get = session.get
+
+        @functools.cache
+        def alone(entity: Any) -> Any:
+            eager = [item for item in orm.class_mapper(entity).relationships if item.lazy in _EAGER]
+            return [orm.lazyload(getattr(entity, item.key)) for item in eager]
+
+        async def get_alone(self: Any, entity: Any, ident: Any, *, options: Any = None, **rest: Any) -> Any:
+            return await get(self, entity, ident, options=[*(options or ()), *alone(entity)], **rest)
+
+        session.get = get_alone
+
+
 def migrate(url: str) -> None:
     """Apply the migrations that the database has not had yet; they run in one transaction."""
     command: Any = importlib.import_module("alembic.command")
@@ -363,6 +387,7 @@ def main(arguments: list[str]) -> None:
     parse_docstrings_once()
     keep_statements()
     ping_without_question()
+    get_rows_alone()
     migrations_url = os.environ.pop(_MIGRATIONS_URL, None)
     # Several modules of Letta read sys.argv when they are imported.
     sys.argv = ["letta", "server", *rest, "--no-generation"]

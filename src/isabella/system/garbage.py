@@ -1,8 +1,8 @@
 """The garbage collector in Isabella's own processes.
 
-Their imports create a million objects that stay. Python's thresholds have the collector examine them several times
-while they are made, in pauses of a tenth of a second while the process serves, and again when it ends. That was half of
-the processor time of a command.
+Their imports create many objects that stay. With Python's thresholds, the collector examines them several times while
+they are made, in pauses of a tenth of a second while the process serves, and again when it ends. Together, that is a
+quarter of the processor time of a short command.
 """
 
 from __future__ import annotations

@@ -159,18 +159,18 @@ async def ways(servers: Servers) -> AsyncIterator[tuple[ThroughIsabella, AtLetta
         # While that runs, so that ours gets another port.
         setup = Setup.in_home(ours.up(), ours.home)
         Operator(vendors, ours.home / ".env")
-        address, _process = stack.enter_context(serving(setup, _variables(ours.home), embedded=True))
-        isabella = await stack.enter_async_context(_client(address, TOKEN))
+        address, _process = stack.enter_context(serving(setup, with_agents(ours.home), embedded=True))
+        isabella = await stack.enter_async_context(client_of(address, TOKEN))
         at_ours = await stack.enter_async_context(
-            _client(setup.letta.base_url, setup.letta.password.get_secret_value())
+            client_of(setup.letta.base_url, setup.letta.password.get_secret_value())
         )
-        agents = [await _described(at_ours, number) for number in range(AGENTS)]
+        agents = [await described(at_ours, number) for number in range(AGENTS)]
         lettas: list[AtLetta] = []
         for pooling in (True, False):
             operator = ByHand(by_hand, letta, pooling=pooling)
             await operator.start()
             stack.push_async_callback(operator.stop)
-            client = await stack.enter_async_context(_client(f"http://127.0.0.1:{operator.port}", ""))
+            client = await stack.enter_async_context(client_of(f"http://127.0.0.1:{operator.port}", ""))
             if pooling:
                 await _provide(client, vendors)
             ids = [await _create(client, agent, vendors) for agent in agents]
@@ -228,7 +228,7 @@ async def _crowd(way: Counted, seconds: float) -> float:
     return turns / (time.perf_counter() - began)
 
 
-def _variables(home: Path) -> dict[str, str]:
+def with_agents(home: Path) -> dict[str, str]:
     """Return the variables of the backend: five agents on one vendor, through the gateway."""
     file = home / "agents.toml"
     file.write_text("\n".join(defined(f"bench-{number}", [HANDLES[_VENDOR]]) for number in range(AGENTS)))
@@ -236,7 +236,8 @@ def _variables(home: Path) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def _client(address: str, secret: str) -> AsyncIterator[httpx.AsyncClient]:
+async def client_of(address: str, secret: str) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a server, without a limit of connections."""
     headers = {"Authorization": f"Bearer {secret}"} if secret else {}
     limits = httpx.Limits(max_connections=None, keepalive_expiry=3.0)
     async with httpx.AsyncClient(
@@ -245,7 +246,8 @@ async def _client(address: str, secret: str) -> AsyncIterator[httpx.AsyncClient]
         yield client
 
 
-async def _described(letta: httpx.AsyncClient, number: int) -> Mapping[str, Any]:
+async def described(letta: httpx.AsyncClient, number: int) -> Mapping[str, Any]:
+    """Return the agent of this number as Letta has it."""
     (agent,) = (await letta.get("/v1/agents/", params={"name": f"bench-{number}"})).raise_for_status().json()
     assert isinstance(agent, dict)
     return agent

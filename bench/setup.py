@@ -100,12 +100,6 @@ class Servers:
             self._lettas[sealed] = server.up(_print_long_step)
         return self._lettas[sealed]
 
-    def superuser(self, *, sealed: bool) -> SecretStr:
-        """Return the URL of the database of such a Letta, which runs, with the superuser of its Postgres."""
-        port = urlsplit(self.letta(sealed=sealed).database_url.get_secret_value()).port or 0
-        paths = Server(self.home, instance=_INSTANCES[sealed]).paths
-        return database_url(port, superuser_password(paths), user=SUPERUSER)
-
     @contextmanager
     def vendors(self, *, sealed: bool) -> Iterator[tuple[Setup, PracticeVendors]]:
         """Yield a setup with the four practice vendors."""
@@ -127,6 +121,12 @@ class Servers:
     def close(self) -> None:
         """Stop and erase all servers."""
         self._open.close()
+
+
+def superuser_url(server: Server, letta: Letta) -> SecretStr:
+    """Return the URL of a running Letta's database, with the superuser of its Postgres."""
+    port = urlsplit(letta.database_url.get_secret_value()).port or 0
+    return database_url(port, superuser_password(server.paths), user=SUPERUSER)
 
 
 def _print_long_step(event: Step) -> None:

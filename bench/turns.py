@@ -15,20 +15,19 @@ import httpx2 as httpx
 import psutil
 from pydantic import SecretStr
 
-from bench.backend import TOKEN, serving, vendor_variables
+from bench.backend import TOKEN, serving
 from bench.conversation import first_token
+from bench.gateway import home_with_releases
+from bench.operator import Operator
+from bench.pooled import AGENTS, CLIENTS, client_of, described, with_agents
 from bench.results import Results
-from bench.setup import Servers, Setup
+from bench.setup import Servers, Setup, superuser_url
 from bench.timing import medians
-from isabella.agents.metadata import MANAGED_TAG
-from isabella.agents.model_catalog import ModelCatalog
-from isabella.embedded import postgres
+from isabella.embedded import Server, postgres
 from isabella.practice import PracticeVendors
 
-AGENTS, CLIENTS = 5, 20
 #: Seconds that the twenty clients run.
 SECONDS = float(os.environ.get("ISABELLA_BENCH_SECONDS", "144"))
-_HANDLE = "byok-groq/openai/gpt-oss-120b"
 _PAIRS = 5
 #: Pairs of the twenty clients: short blocks, because the speed of a machine changes within a minute.
 _PAIRS_OF_MANY = 12
@@ -62,12 +61,14 @@ class Talkers:
         isabella: a client of the backend.
         backend: the backend's process.
         agents: the agents' ids by name.
+        superuser: the URL of Letta's database with the superuser of its Postgres.
     """
 
     letta: httpx.AsyncClient
     isabella: httpx.AsyncClient
     backend: psutil.Process
     agents: dict[str, str]
+    superuser: SecretStr
     speaking: set[str] = field(default_factory=set)
 
     async def directly(self, agent: str) -> float:
@@ -99,17 +100,13 @@ class Talkers:
 
 
 async def measure(servers: Servers, *, quick: bool) -> Results:
-    """Measure both, on the Letta with a master key."""
+    """Measure both on one Letta, whose agents reach their vendor through the gateway either way."""
     results = Results()
-    with servers.vendors(sealed=True) as (setup, vendors):
-        await setup.start()
-        async with _talkers(setup, vendors) as talkers:
-            await _first_token(talkers, results)
-            if not quick:
-                await _commit(talkers, servers.superuser(sealed=True), results)
-            await _many(
-                talkers, results, seconds=16.0 if quick else SECONDS, pairs=_PAIRS if quick else _PAIRS_OF_MANY
-            )
+    async with _talkers(servers) as talkers:
+        await _first_token(talkers, results)
+        if not quick:
+            await _commit(talkers, results)
+        await _many(talkers, results, seconds=16.0 if quick else SECONDS, pairs=_PAIRS if quick else _PAIRS_OF_MANY)
     return results
 
 
@@ -136,11 +133,11 @@ async def _first_token(talkers: Talkers, results: Results) -> None:
     results.compare("ttft_ratio", ours, bare, medians(through_Isabella=ours, Letta_alone=bare))
 
 
-async def _commit(talkers: Talkers, superuser: SecretStr, results: Results) -> None:
+async def _commit(talkers: Talkers, results: Results) -> None:
     """Compare whole turns while Postgres does not wait for the disk at a commit with turns while it does."""
     seconds: dict[str, list[float]] = {"off": [], "on": []}
     agent = next(iter(talkers.agents))
-    with postgres.connect(superuser) as connection:
+    with postgres.connect(talkers.superuser) as connection:
         for number in range(_PAIRS_OF_COMMITS + 1):
             for wait in ("on", "off") if number % 2 else ("off", "on"):
                 connection.execute(f"ALTER SYSTEM SET synchronous_commit = {wait}")
@@ -208,40 +205,17 @@ async def _crowd(talkers: Talkers, tally: Tally, seconds: float, *, through: boo
 
 
 @asynccontextmanager
-async def _talkers(setup: Setup, vendors: PracticeVendors) -> AsyncIterator[Talkers]:
-    password = setup.letta.password.get_secret_value()
-    limits = httpx.Limits(max_connections=None, keepalive_expiry=3.0)
-    with serving(setup, vendor_variables(vendors)) as (address, process):
-        async with (
-            httpx.AsyncClient(
-                base_url=setup.letta.base_url,
-                headers={"Authorization": f"Bearer {password}"},
-                timeout=120,
-                limits=limits,
-                trust_env=False,
-            ) as letta,
-            httpx.AsyncClient(
-                base_url=address,
-                headers={"Authorization": f"Bearer {TOKEN}"},
-                timeout=120,
-                limits=limits,
-                trust_env=False,
-            ) as isabella,
-        ):
-            binding = await ModelCatalog.of(setup.settings).binding(_HANDLE)
-            agents = {}
-            for number in range(AGENTS):
-                made = await letta.post(
-                    "/v1/agents/",
-                    json={
-                        "name": f"bench-{number}",
-                        "llm_config": binding.as_llm_config(),
-                        "memory_blocks": [
-                            {"label": "human", "value": ""},
-                            {"label": "persona", "value": "Isabella."},
-                        ],
-                        "tags": [MANAGED_TAG],
-                    },
-                )
-                agents[f"bench-{number}"] = made.raise_for_status().json()["id"]
-            yield Talkers(letta, isabella, process, agents)
+async def _talkers(servers: Servers) -> AsyncIterator[Talkers]:
+    """Start a backend with its own Letta and gateway, as `isabella up` does; Letta's agents are on that gateway."""
+    ours = Server(servers.home / "bench-direct")
+    with home_with_releases(servers.home, ours), PracticeVendors() as vendors:
+        letta = ours.up()
+        Operator(vendors, ours.home / ".env")
+        with serving(Setup.in_home(letta, ours.home), with_agents(ours.home), embedded=True) as (address, process):
+            async with (
+                client_of(letta.base_url, letta.password.get_secret_value()) as direct,
+                client_of(address, TOKEN) as isabella,
+            ):
+                agents = {f"bench-{number}": await described(direct, number) for number in range(AGENTS)}
+                ids = {name: str(agent["id"]) for name, agent in agents.items()}
+                yield Talkers(direct, isabella, process, ids, superuser_url(ours, letta))

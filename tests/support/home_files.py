@@ -26,6 +26,7 @@ from structlog.testing import capture_logs
 
 from isabella.agents.block_history import BlockFiles, BlockHistory
 from isabella.agents.embeddings import address_secret
+from isabella.config.gateway_address import mark_file
 from isabella.config.settings import Settings, load_settings
 from isabella.embedded import (
     Server,
@@ -49,7 +50,7 @@ from isabella.embedded.progress import no_progress
 from isabella.errors import IsabellaError
 from isabella.gateway import process as gateway
 from isabella.gateway import server as gateway_server
-from isabella.gateway.traffic import Traffic, VendorTraffic
+from isabella.gateway.traffic import OutcomeMark, Traffic, VendorTraffic
 from isabella.letta.encryption import ProofMemo
 from isabella.locks.sync_lock import sync_lock
 from isabella.practice import daemon as practice
@@ -174,6 +175,14 @@ class Home:
         traffic.vendors["groq"] = VendorTraffic(answers=1)
         gateway_server._save(traffic, file)
 
+    def outcomes(self) -> None:
+        """Write and read the mark of the gateway's outcomes."""
+        file = mark_file(self.path / "gateway")
+        mark = OutcomeMark(file)
+        before = OutcomeMark.read(file)
+        mark.write(1)
+        assert before != OutcomeMark.read(file)
+
     def practice(self) -> None:
         """Start and stop the practice vendors."""
         practice.up(self.path)
@@ -254,6 +263,7 @@ FILES = [
     HomeFile("proofs/d062d902b4ae81d5.json", "which stored keys were proven", True, Home.proofs),
     HomeFile("gateway/state.json", "port, control token and supervisor of the gateway", True, Home.gateway),
     HomeFile("gateway/process.json", "the gateway's process", True, Home.gateway),
+    HomeFile("gateway/outcomes", "changes when a request was not answered in full", True, Home.outcomes, opaque=True),
     HomeFile("gateway/traffic.json", "counts of requests per vendor", True, Home.traffic),
     HomeFile("gateway/gateway.log", "its log", True, Home.gateway, opaque=True),
     HomeFile("gateway/lock", "one start at a time", True, Home.gateway, opaque=True),

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import anyio
 import pytest
@@ -289,7 +290,7 @@ async def test_a_failure_that_the_gateway_has_not_seen_is_letta_s(
         yield None
         attempt.refusal = reported
 
-    stage.gateway = SimpleNamespace(end_calls=None, last_outcome=_nothing)
+    stage.gateway = SimpleNamespace(end_calls=None, last_outcome=_nothing, mark=str)
     stage.agents.say.set()
     events = await stage.turn(fail)
     (failover,) = [event for event in events if isinstance(event, Failover)]
@@ -325,7 +326,39 @@ async def test_without_a_gateway_the_tokens_tell_that_an_answer_was_cut(
     assert asked == [("run-1", 800), *(["run-1"] if cut is True else [])]
 
 
-async def _nothing(_agent_id: str, _since: float) -> None:
+@pytest.mark.parametrize(
+    ("marks", "asked"),
+    [
+        (["start 4", "start 4"], False),
+        (["start 4", "start 5"], True),
+        ([None, None], True),
+        (["start 4", None], True),
+    ],
+)
+async def test_the_gateway_is_asked_after_an_answer_only_if_its_mark_has_changed(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, marks: list[str | None], asked: bool
+) -> None:
+    """While the mark stays the same, every answer was complete; a mark that cannot be read says nothing."""
+    requests: list[str] = []
+
+    async def long(attempt: Attempt) -> AsyncGenerator[Event | None]:
+        async for event in answer()(attempt):
+            yield event
+        attempt.run_id = "run-1"
+
+    async def last_outcome(agent_id: str, _since: float) -> Any:
+        await anyio.lowlevel.checkpoint()
+        requests.append(agent_id)
+        return SimpleNamespace(code="cut")
+
+    monkeypatch.setattr("isabella.turns.partial_history.shorten", _nothing)
+    stage.gateway = SimpleNamespace(end_calls=None, last_outcome=last_outcome, mark=Mock(side_effect=marks))
+    stage.agents.say.set()
+    ended = end(await stage.turn(long))
+    assert (len(requests) == 1, ended.reason is EndReason.LENGTH) == (asked, asked)
+
+
+async def _nothing(*_: Any, **__: Any) -> None:
     await anyio.lowlevel.checkpoint()
 
 
@@ -685,7 +718,7 @@ async def stumble(attempt: Attempt) -> AsyncGenerator[Event | None]:
 @pytest.mark.parametrize("times", [1, 3, 4])
 async def test_a_failure_of_letta_alone_is_tried_again(stage: Stage, parts: MadeParts, times: int) -> None:
     """At the same vendor, which is not to blame, three times; then the next one is asked."""
-    stage.gateway = SimpleNamespace(end_calls=None, last_outcome=_nothing)
+    stage.gateway = SimpleNamespace(end_calls=None, last_outcome=_nothing, mark=str)
     events = await stage.turn(*[stumble] * times, answer(), handles=(REALLY.handle,))
     failovers = [(event.handle, event.code) for event in events if isinstance(event, Failover)]
     assert failovers == [(THOUGHT.handle, ErrorCode.LETTA_FAILING)] * (times > 3)
@@ -698,7 +731,7 @@ async def test_a_message_that_letta_has_stored_before_it_failed_is_not_tried_aga
     stage: Stage, parts: MadeParts
 ) -> None:
     """It would be in the history twice."""
-    stage.gateway = SimpleNamespace(end_calls=None, last_outcome=_nothing)
+    stage.gateway = SimpleNamespace(end_calls=None, last_outcome=_nothing, mark=str)
     stage.stored = True
     events = await stage.turn(stumble, handles=(REALLY.handle,))
     assert told(events) == [THOUGHT.handle]

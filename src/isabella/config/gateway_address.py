@@ -19,6 +19,11 @@ def state_file(home: Path) -> Path:
     return home / "gateway" / "state.json"
 
 
+def mark_file(folder: Path) -> Path:
+    """Return the file in the gateway's folder that changes when a request was not answered in full."""
+    return folder / "outcomes"
+
+
 def gateway_address(settings: Settings) -> str | None:
     """Return the URL at which Letta reaches the gateway, without a path; None if it reaches the vendors directly.
 

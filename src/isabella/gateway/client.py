@@ -11,11 +11,11 @@ import httpx2 as httpx
 import structlog
 from pydantic import BaseModel, ConfigDict
 
-from isabella.config.gateway_address import SERVICE, gateway_address
+from isabella.config.gateway_address import SERVICE, gateway_address, mark_file
 from isabella.config.settings import Settings
 from isabella.errors import GatewayError, UnverifiedPeer
 from isabella.gateway import process
-from isabella.gateway.traffic import Outcome, StoppedKey, VendorTraffic
+from isabella.gateway.traffic import Outcome, OutcomeMark, StoppedKey, VendorTraffic
 from isabella.providers.report import GatewayState, GatewayStatus
 from isabella.system.daemon import Daemon, RunningDaemon
 from isabella.system.english import english
@@ -155,6 +155,10 @@ class GatewayClient:
             GatewayError: it does not answer.
         """
         return GatewayTraffic.model_validate(await self._request("GET", "/control/traffic", {"after": str(after)}))
+
+    def mark(self) -> str | None:
+        """Return the mark of the gateway's outcomes: it changes with each one. None if it cannot be read."""
+        return OutcomeMark.read(mark_file(process.daemon(self.settings.home).folder))
 
     async def last_outcome(self, agent_id: str, since: float) -> Outcome | None:
         """Return how the last request of an agent that was not answered in full since then ended, if one was not.

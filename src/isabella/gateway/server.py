@@ -16,7 +16,7 @@ import anyio
 import uvicorn
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
-from isabella.config.gateway_address import state_file
+from isabella.config.gateway_address import mark_file, state_file
 from isabella.config.settings import Settings
 from isabella.connect import connect
 from isabella.errors import ConfigurationError
@@ -24,7 +24,7 @@ from isabella.gateway.app import Gateway, GatewayLimits
 from isabella.gateway.keys import KeyRing
 from isabella.gateway.refusals import error_body
 from isabella.gateway.runs import RunMonitor
-from isabella.gateway.traffic import Traffic, VendorTraffic
+from isabella.gateway.traffic import OutcomeMark, Traffic, VendorTraffic
 from isabella.letta.client import Connection
 from isabella.practice.overlay import ConfigSnapshot
 from isabella.system import processes, state, tracing
@@ -75,7 +75,7 @@ class GatewayServer:
         limits = limits or GatewayLimits()
         self._file = folder / "traffic.json"
         self._listener = listener
-        self.traffic = Traffic(_load(self._file))
+        self.traffic = Traffic(_load(self._file), OutcomeMark(mark_file(folder)))
         find = find or _Finder(snapshot)
         self._runs = RunMonitor(self.traffic, find)
         self._gateway = Gateway(KeyRing(snapshot, find), self.traffic, token, limits)

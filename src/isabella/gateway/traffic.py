@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 import time
 from asyncio import Task
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+import structlog
+
+from isabella.errors import FileUnreadable
 from isabella.gateway.limits import RateLimits
 from isabella.gateway.quotes import LONGEST
+from isabella.system import files, state
+
+log = structlog.get_logger()
 
 #: Outcomes and stopped keys that are kept for other programs.
 _KEPT = 256
@@ -113,10 +122,54 @@ class Call:
     over: bool = False
 
 
-class Traffic:
-    """The gateway's record of its requests. Bounded, and without prompts, answers or keys."""
+class OutcomeMark:
+    """A file that changes with each outcome, before the end of the answer is passed on to Letta.
 
-    def __init__(self, vendors: Mapping[str, VendorTraffic] | None = None) -> None:
+    So a backend knows without a request that every answer since a moment was complete: the content is the same.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._start = secrets.token_hex(8)
+        self._descriptor: int | None = None
+        try:
+            state.make_way(path)
+            path.unlink(missing_ok=True)
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except OSError as error:
+            state.report(path, f"it cannot be written ({state.why(error)})")
+        self.write(0)
+
+    @staticmethod
+    def read(path: Path) -> str | None:
+        """Return the content of such a file; None if it cannot be read."""
+        try:
+            return files.read(path).text or None
+        except FileUnreadable:
+            return None
+
+    def write(self, number: int) -> None:
+        """Write the number of the last outcome. If that fails, the file is deleted, so that backends ask."""
+        if self._descriptor is None:
+            return
+        try:
+            os.pwrite(self._descriptor, f"{self._start} {number:<20}\n".encode(), 0)
+        except OSError as error:
+            self._descriptor = None
+            log.warning("mark of outcomes not written", error=state.why(error))
+            self._path.unlink(missing_ok=True)
+
+
+class Traffic:
+    """The gateway's record of its requests. Bounded, and without prompts, answers or keys.
+
+    Args:
+        vendors: the traffic before the gateway was started.
+        mark: is changed with each outcome.
+    """
+
+    def __init__(self, vendors: Mapping[str, VendorTraffic] | None = None, mark: OutcomeMark | None = None) -> None:
+        self._mark = mark
         self.vendors: dict[str, VendorTraffic] = dict(vendors or {})
         self.calls: set[Call] = set()
         self.outcomes: deque[Outcome] = deque(maxlen=_KEPT)
@@ -155,6 +208,8 @@ class Traffic:
             **fields,
         )
         self.outcomes.append(outcome)
+        if self._mark is not None:
+            self._mark.write(outcome.number)
         if code in ("ended", "cut"):
             return
         vendor = self.vendor(call.provider)

@@ -73,6 +73,8 @@ class AnswerLog:
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
         self._by_agent: OrderedDict[str, OrderedDict[str, AnswerRecord]] = OrderedDict()
+        #: By agent: the answers in its file, by the identity of their records, and as JSON. A turn adds one.
+        self._written: dict[str, dict[int, tuple[AnswerRecord, str]]] = {}
 
     def find(self, agent_id: str, message_id: str) -> AnswerRecord | None:
         """Return the record of the answer that a message belongs to; None if it is not known."""
@@ -90,12 +92,17 @@ class AnswerLog:
         """Write the records of answers that have ended. A failure is reported, and loses only them."""
         path = self._path(agent_id)
         if path is not None:
-            answers = [_KEPT.dump_python(kept, mode="json") for kept in _grouped(self._of(agent_id))]
-            state.keep(path, {"answers": answers})
+            former, now = self._written.get(agent_id, {}), {}
+            for kept in _grouped(self._of(agent_id)):
+                key = id(kept.record)
+                now[key] = former.get(key) or (kept.record, _KEPT.dump_json(kept).decode())
+            self._written[agent_id] = now
+            state.keep_text(path, f'{{"answers": [{", ".join(text for _, text in now.values())}]}}')
 
     def forget(self, agent_id: str) -> None:
         """Delete the records of an agent."""
         self._by_agent.pop(agent_id, None)
+        self._written.pop(agent_id, None)
         if (path := self._path(agent_id)) is not None:
             try:
                 path.unlink(missing_ok=True)
@@ -106,7 +113,8 @@ class AnswerLog:
         if agent_id not in self._by_agent:
             self._by_agent[agent_id] = self._read(agent_id)
             while len(self._by_agent) > _AGENTS_KEPT:
-                self._by_agent.popitem(last=False)
+                former, _ = self._by_agent.popitem(last=False)
+                self._written.pop(former, None)
         self._by_agent.move_to_end(agent_id)
         return self._by_agent[agent_id]
 

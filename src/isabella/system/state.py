@@ -70,9 +70,14 @@ def write(path: Path, text: str) -> None:
 
 def keep(path: Path, document: Mapping[str, Any]) -> bool:
     """Write a JSON object as `save` does, with its folder; return whether it was written. A failure is reported."""
+    return keep_text(path, json.dumps(document))
+
+
+def keep_text(path: Path, text: str) -> bool:
+    """Write a file as `write` does, with its folder; return whether it was written. A failure is reported."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        save(path, document)
+        write(path, text)
     except OSError as error:
         report(path, f"it cannot be written ({why(error)})")
         return False

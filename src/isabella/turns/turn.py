@@ -526,6 +526,7 @@ class Turn:
         while True:
             attempt = self._new_attempt(candidate)
             outages, since = self._outages, time.time()
+            mark = None if self._deps.gateway is None else self._deps.gateway.mark()
             try:
                 async with self._traced(candidate) as span:
                     await self._pass_gate(candidate, attempt)
@@ -536,7 +537,7 @@ class Turn:
                     raise
                 continue
             if attempt.refusal is None:
-                await self._note_cut(attempt, since)
+                await self._note_cut(attempt, since, mark)
                 return None
             if _may_be_of_an_outage(attempt.refusal) and (await self._outlasted() or self._outages != outages):
                 outage = "" if self._deps.supervisor is None else self._deps.supervisor.last_outage
@@ -694,13 +695,16 @@ class Turn:
             return replace(refusal, code=ErrorCode.LETTA_FAILING, counts=False)
         return refusal
 
-    async def _note_cut(self, attempt: Attempt, since: float) -> None:
-        """Note that a complete answer reached its limit of tokens, and shorten it in the agent's context."""
+    async def _note_cut(self, attempt: Attempt, since: float, mark: str | None) -> None:
+        """Note that a complete answer reached its limit of tokens, and shorten it in the agent's context.
+
+        `mark` is that of the gateway's outcomes before the attempt.
+        """
         if attempt.reason is not EndReason.COMPLETED or attempt.run_id is None:
             return
         try:
             with anyio.fail_after(_LOOKUP_SECONDS):
-                cut = await self._was_cut(attempt, attempt.run_id, since)
+                cut = await self._was_cut(attempt, attempt.run_id, since, mark)
         except (GatewayError, LettaError, TimeoutError) as error:
             log.warning("length of the answer not known", agent=self.agent_ref.name, error=str(error))
             return
@@ -711,10 +715,12 @@ class Turn:
                     self._deps.letta, self.agent_ref.id, attempt.run_id, conversation=self.conversation
                 )
 
-    async def _was_cut(self, attempt: Attempt, run_id: str, since: float) -> bool:
+    async def _was_cut(self, attempt: Attempt, run_id: str, since: float, mark: str | None) -> bool:
         """Return whether the answer reached its limit: the gateway says so, or the numbers of tokens do."""
         gateway, letta, usage = self._deps.gateway, self._deps.letta, attempt.usage
         if gateway is not None:
+            if mark is not None and mark == gateway.mark():
+                return False
             outcome = await gateway.last_outcome(self.agent_ref.id, since)
             return outcome is not None and outcome.code == "cut"
         if usage is None:

@@ -91,12 +91,14 @@ FIGURES = (
     Figure("cold_over_bare", "cold start of 4 vendors of 500 ms, over four bare POSTs at once", most=1.3),
     Figure("cold_over_loop", "cold start of 4 vendors of 500 ms, over list-DELETE-POST", most=0.45),
     Figure("thousand_over_listing", "1,000 proven providers, over the bare listing of them", most=2.5),
-    Figure("ttft_ratio", "time to the first token through Isabella, over Letta asked directly", most=1.1),
+    Figure(
+        "ttft_ratio", "time to the first token through Isabella, over the same Letta and gateway without it", most=1.1
+    ),
     Figure(
         "commit_off_over_on",
         "a whole turn while Postgres does not wait for the disk (`synchronous_commit` off), over one while it does",
     ),
-    Figure("turns_per_second_ratio", "turns a second of 20 clients on 5 agents, over Letta asked directly"),
+    Figure("turns_per_second_ratio", "turns a second of 20 clients on 5 agents, over the same Letta and gateway"),
     Figure("ttft_over_pooled", "time to the first token, over Letta by hand with pooling and no gateway", most=0.85),
     Figure("turns_per_second_over_pooled", "turns a second of 20 clients on 5 agents, over the same", least=1.15),
     Figure("ttft_over_shipped", "time to the first token, over Letta by hand as shipped, without pooling"),

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import anyio
@@ -92,7 +93,7 @@ class ProviderLock:
         gate.leave.append(leave)
         try:
             async with self._held_everywhere(
-                provider, self._closed_too_long(provider), shared=True, timeout=self._patience
+                provider, partial(self._closed_too_long, provider), shared=True, timeout=self._patience
             ):
                 yield
         finally:
@@ -107,7 +108,7 @@ class ProviderLock:
         gate.changes += 1
         try:
             await self._drain(provider, gate)
-            too_long = _not_drained(f"Turns of another process on {provider}")
+            too_long = partial(_not_drained, f"Turns of another process on {provider}")
             async with self._held_everywhere(provider, too_long, alone=True, timeout=self._patience + _TO_END):
                 yield
         finally:
@@ -133,14 +134,16 @@ class ProviderLock:
                     gate.ask_to_leave()
 
     @asynccontextmanager
-    async def _held_everywhere(self, provider: str, too_long: GateTimeout, **how: Any) -> AsyncIterator[None]:
-        """Hold the advisory lock of a provider if a database is known; a timeout is the error `too_long`."""
+    async def _held_everywhere(
+        self, provider: str, too_long: Callable[[], GateTimeout], **how: Any
+    ) -> AsyncIterator[None]:
+        """Hold the advisory lock of a provider if a database is known; `too_long` returns the error of a timeout."""
         async with AsyncExitStack() as held:
             if self.advisory is not None:
                 try:
                     await held.enter_async_context(self.advisory.held(_key(provider), **how))
                 except LockTimeout:
-                    raise too_long from None
+                    raise too_long() from None
             yield
 
     async def _drain(self, provider: str, gate: _Gate) -> None:

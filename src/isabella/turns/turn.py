@@ -228,7 +228,8 @@ class Turn:
     async def _run_in_scope(self) -> None:
         try:
             with self._scope:
-                await self._emit(Opened(self.id, self.agent_ref.name, self.agent_ref.id, self.conversation))
+                # Sent while the locks are taken: it may be read later than the turn goes on.
+                self._events.put_nowait(Opened(self.id, self.agent_ref.name, self.agent_ref.id, self.conversation))
                 try:
                     if self._ticket.ahead:
                         await self._emit(Queued(self._ticket.ahead))

@@ -440,7 +440,8 @@ async def _pump(stream: AsyncGenerator[str, None], inbox: asyncio.Queue[_Item]) 
     try:
         async with aclosing(stream) as lines:
             async for line in lines:
-                inbox.put_nowait(line)
+                if line:  # an empty one follows each event
+                    inbox.put_nowait(line)
         inbox.put_nowait(_Closed())
     except Exception as error:  # noqa: BLE001 - the turn must end, whatever the transport raises
         inbox.put_nowait(_Closed(error))

@@ -31,15 +31,26 @@ def test_the_mark_changes_with_each_outcome_and_each_start(tmp_path: Path) -> No
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+def test_two_gateways_of_one_home_change_the_same_mark(tmp_path: Path) -> None:
+    """One that was started later does not hide the outcomes of the other one."""
+    path = tmp_path / "outcomes"
+    first, second = Traffic(mark=OutcomeMark(path)), Traffic(mark=OutcomeMark(path))
+    marks = [OutcomeMark.read(path)]
+    for traffic in (first, second, first):
+        traffic.add_outcome(CALL, "cut", "the answer reached the limit of tokens")
+        marks.append(OutcomeMark.read(path))
+    assert len(set(marks)) == len(marks)
+
+
 def test_a_mark_that_cannot_be_written_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An old one would say that nothing has happened."""
 
-    def fail(_descriptor: int, _data: bytes, _offset: int) -> int:
+    def fail(_descriptor: int, _data: bytes) -> int:
         raise OSError(5, "Input/output error")
 
     path = tmp_path / "outcomes"
     traffic = Traffic(mark=OutcomeMark(path))
-    monkeypatch.setattr(os, "pwrite", fail)
+    monkeypatch.setattr(os, "write", fail)
     traffic.add_outcome(CALL, "cut", "the answer reached the limit of tokens")
     assert OutcomeMark.read(path) is None
     assert len(traffic.outcomes) == 1

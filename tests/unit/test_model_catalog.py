@@ -209,7 +209,7 @@ def test_a_default_model_that_is_gone_is_replaced_and_told_once() -> None:
 
 
 def test_a_cap_is_told_if_it_is_new_or_was_met() -> None:
-    """The lowest one of a provider and its model counts. One with which no agent could work is none."""
+    """The lowest cap of a provider and its model counts. A cap with which no agent could work is ignored."""
     catalog, told = ModelCatalog([desired(BIG)]), []
     catalog.on_capped = lambda: told.append(catalog.cap_of("big", "large"))
     catalog.cap("big", 54_000, "It takes 60,000.")

@@ -55,7 +55,7 @@ def test_an_agent_without_an_explicit_binding_stays() -> None:
 
 
 class Agents:
-    """One agent, and a Letta that fails as often as it is told when its agents are read, and when one is bound."""
+    """One agent. The first `reads` of the list of agents fail, and so do the first `binds` of this one."""
 
     def __init__(self, reads: int, binds: int) -> None:
         self.agent = record(32_768)
@@ -86,7 +86,7 @@ class Agents:
 async def test_a_window_is_lowered_although_letta_fails_at_first(
     reads: int, binds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also that of an agent that nobody knew when the limit became known; the notice has the reason."""
+    """The agent need not be known when the limit becomes known. The notice states the reason of the limit."""
     monkeypatch.setattr(window_follower, "_RETRY_SECONDS", 0.01)
     agents, models, events = Agents(reads, binds), ModelCatalog([]), Mock()
     queue = SimpleNamespace(take=lambda _id: SimpleNamespace(reached=nullcontext))

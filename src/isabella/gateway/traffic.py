@@ -8,18 +8,15 @@ import time
 from asyncio import Task
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-import structlog
 
 from isabella.errors import FileUnreadable
 from isabella.gateway.limits import RateLimits
 from isabella.gateway.quotes import LONGEST
 from isabella.system import files, state
-
-log = structlog.get_logger()
 
 #: Outcomes and stopped keys that are kept for other programs.
 _KEPT = 256
@@ -131,13 +128,8 @@ class OutcomeMark:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._start = secrets.token_hex(8)
-        self._descriptor: int | None = None
-        try:
-            state.make_way(path)
-            path.unlink(missing_ok=True)
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except OSError as error:
-            state.report(path, f"it cannot be written ({state.why(error)})")
+        # A former one may not be writable.
+        self._delete()
         self.write(0)
 
     @staticmethod
@@ -150,13 +142,20 @@ class OutcomeMark:
 
     def write(self, number: int) -> None:
         """Write the number of the last outcome. If that fails, the file is deleted, so that backends ask."""
-        if self._descriptor is None:
-            return
         try:
-            os.pwrite(self._descriptor, f"{self._start} {number:<20}\n".encode(), 0)
+            state.make_way(self._path)
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+            try:
+                os.write(descriptor, f"{self._start} {number}\n".encode())
+            finally:
+                os.close(descriptor)
         except OSError as error:
-            self._descriptor = None
-            log.warning("mark of outcomes not written", error=state.why(error))
+            state.report(self._path, f"it cannot be written ({state.why(error)})")
+            self._delete()
+
+    def _delete(self) -> None:
+        with suppress(OSError):
+            state.make_way(self._path)
             self._path.unlink(missing_ok=True)
 
 

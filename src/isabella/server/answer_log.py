@@ -73,8 +73,9 @@ class AnswerLog:
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
         self._by_agent: OrderedDict[str, OrderedDict[str, AnswerRecord]] = OrderedDict()
-        #: By agent: the answers in its file, by the identity of their records, and as JSON. A turn adds one.
-        self._written: dict[str, dict[int, tuple[AnswerRecord, str]]] = {}
+        #: By agent: the answers in its file as JSON, by the identity of the record and its number of messages. The
+        #: record is there so that no other one gets its identity.
+        self._written: dict[str, dict[tuple[int, int], tuple[AnswerRecord, str]]] = {}
 
     def find(self, agent_id: str, message_id: str) -> AnswerRecord | None:
         """Return the record of the answer that a message belongs to; None if it is not known."""
@@ -94,7 +95,7 @@ class AnswerLog:
         if path is not None:
             former, now = self._written.get(agent_id, {}), {}
             for kept in _grouped(self._of(agent_id)):
-                key = id(kept.record)
+                key = id(kept.record), len(kept.messages)
                 now[key] = former.get(key) or (kept.record, _KEPT.dump_json(kept).decode())
             self._written[agent_id] = now
             state.keep_text(path, f'{{"answers": [{", ".join(text for _, text in now.values())}]}}')

@@ -228,7 +228,7 @@ class Turn:
     async def _run_in_scope(self) -> None:
         try:
             with self._scope:
-                # Sent while the locks are taken: it may be read later than the turn goes on.
+                # The turn does not wait until this is read: it takes its locks meanwhile.
                 self._events.put_nowait(Opened(self.id, self.agent_ref.name, self.agent_ref.id, self.conversation))
                 try:
                     if self._ticket.ahead:

@@ -45,12 +45,13 @@ def test_two_gateways_of_one_home_change_the_same_mark(tmp_path: Path) -> None:
 def test_a_mark_that_cannot_be_written_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An old one would say that nothing has happened."""
 
-    def fail(_descriptor: int, _data: bytes) -> int:
+    def fail(_path: Path, _flags: int, _mode: int) -> int:
         raise OSError(5, "Input/output error")
 
     path = tmp_path / "outcomes"
     traffic = Traffic(mark=OutcomeMark(path))
-    monkeypatch.setattr(os, "write", fail)
-    traffic.add_outcome(CALL, "cut", "the answer reached the limit of tokens")
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "open", fail)
+        traffic.add_outcome(CALL, "cut", "the answer reached the limit of tokens")
     assert OutcomeMark.read(path) is None
     assert len(traffic.outcomes) == 1

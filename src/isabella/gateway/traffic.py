@@ -145,10 +145,8 @@ class OutcomeMark:
         try:
             state.make_way(self._path)
             descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-            try:
-                os.write(descriptor, f"{self._start} {number}\n".encode())
-            finally:
-                os.close(descriptor)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(f"{self._start} {number}\n")
         except OSError as error:
             state.report(self._path, f"it cannot be written ({state.why(error)})")
             self._delete()

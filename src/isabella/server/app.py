@@ -25,6 +25,7 @@ from isabella.server.api.openai import chat, models, paths, responses
 from isabella.server.errors import handle_errors
 from isabella.server.request_limits import RequestLimits
 from isabella.server.runtime import Runtime
+from isabella.server.sessions import equal
 from isabella.server.web import app as web
 from isabella.server.web.languages import LanguageMiddleware
 from isabella.system import tracing
@@ -91,21 +92,24 @@ def create_app(
 def _access(runtime: Runtime, delay: auth.GuessDelay) -> auth.Access:
     settings = runtime.start_settings
 
-    def embeddings_path() -> str | None:
+    def is_letta(path: str) -> bool:
         # Letta sends no token when it requests embeddings; the secret in the path authenticates it.
+        if not path.startswith(f"{PREFIX}/"):
+            return False
         if runtime.up:
             home = runtime.agents.connection.home
         elif settings is not None:
             home = settings.home
         else:
-            return None
-        return f"{PREFIX}/{address_secret(home).get_secret_value()}/"
+            return False
+        start = f"{PREFIX}/{address_secret(home).get_secret_value()}/"
+        return equal(path[: len(start)], start)
 
     return auth.Access(
         runtime.token,
         runtime.sessions,
         frozenset() if settings is None else settings.host_names,
-        embeddings_path,
+        is_letta,
         f"{web.STATIC}/",
         delay,
     )

@@ -89,7 +89,7 @@ class Access:
         token: the token; None admits every request, for applications that authenticate by themselves.
         sessions: the sessions of browsers.
         hosts: the names of this backend beside IP addresses and `localhost`.
-        embeddings: returns the start of the paths at which Letta requests embeddings, which holds a secret.
+        is_letta: returns whether a path is one at which Letta requests embeddings, which holds a secret.
         open_prefix: paths below it need no credential.
         delay: delays the answers to wrong tokens.
     """
@@ -97,7 +97,7 @@ class Access:
     token: SecretStr | None
     sessions: Sessions
     hosts: Collection[str]
-    embeddings: Callable[[], str | None]
+    is_letta: Callable[[str], bool]
     open_prefix: str
     delay: GuessDelay
 
@@ -109,7 +109,7 @@ class Access:
         if not is_host(headers.get("host"), self.hosts):
             return _UNKNOWN_HOST
         # Letta's requests carry its own bearer token, which proves nothing.
-        if self.is_open(path) or self._is_letta(path):
+        if self.is_open(path) or self.is_letta(path):
             return None
         kind, _, bearer = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer":
@@ -127,7 +127,7 @@ class Access:
         """Return who sends an admitted request, for the audit log."""
         path, address = scope["path"], address_of(scope)
         # The path of embeddings has a secret.
-        via = f"{scope.get('method', '')} {'embeddings' if self._is_letta(path) else path}"
+        via = f"{scope.get('method', '')} {'embeddings' if self.is_letta(path) else path}"
         if session is not None:
             return audit.Actor(audit.ActorKind.SESSION, session.id[:ID_SHOWN], address, via)
         kind = audit.ActorKind.APPLICATION if self.token is None else audit.ActorKind.TOKEN
@@ -136,10 +136,6 @@ class Access:
     def is_open(self, path: str) -> bool:
         """Return whether a path needs no credential."""
         return path in _OPEN or path.startswith(self.open_prefix)
-
-    def _is_letta(self, path: str) -> bool:
-        start = self.embeddings()
-        return start is not None and equal(path[: len(start)], start)
 
 
 class AuthMiddleware:

@@ -230,8 +230,9 @@ CurrentRuntime = Annotated[Runtime, Depends(get_runtime)]
 
 
 def _service(name: str) -> Any:
-    async def get(runtime: CurrentRuntime) -> Any:
-        return getattr(runtime, name)
+    # One dependency for each service: FastAPI resolves every level of dependencies anew for each request.
+    async def get(request: Request) -> Any:
+        return getattr(await get_runtime(request), name)
 
     return Depends(get)
 

@@ -21,10 +21,11 @@ _SERIES = {
 _HEAD = """\
 # Benchmarks
 
-Written by `python -m bench --publish`; `make bench` measures again, `python -m bench --quick` in a short form with
-fewer runs. Ratios compare runs that alternate in one process, against the same embedded Letta 0.16.8 and the same
-practice vendors. The value is the median of the pairs; the spread is the smallest and the largest, with the number of
-pairs in brackets. Counts have no spread, and rows from before spreads were kept have none either.
+Written by `python -m bench --publish`; `make bench` measures again, `make bench QUICK=1` in a short form with fewer
+subjects and runs, below ten minutes on two cores. Ratios compare runs that alternate in one process, against the same
+embedded Letta 0.16.8 and the same practice vendors. The value is the median of the pairs; the spread is the smallest
+and the largest, with the number of pairs in brackets. Counts have no spread, and rows from before spreads were kept
+have none either.
 
 If other programs use more than a quarter of a processor, the run says so, and judges no limit of time. A figure that
 a run does not measure keeps its former value; the last column names the commit of its run.

@@ -94,7 +94,7 @@ FIGURES = (
         exact=True,
     ),
     Figure(
-        # A vendor answers Isabella before a key is stored, so that Letta never holds one that is refused, and Letta after.
+        # Each vendor answers Isabella first, so that Letta never holds a key that is refused, and then Letta.
         "cold_over_bare",
         "cold start of 4 vendors of 500 ms, each asked about its key first, over four bare POSTs at once",
         most=2.4,

@@ -11,6 +11,7 @@ import httpx2 as httpx
 import pytest
 
 from isabella.agents.prompt_budget import prompt_budget
+from isabella.agents.repair import find_broken
 from isabella.api import ensure_providers
 from isabella.doctor.log_messages import recognise
 from isabella.embedded import Letta
@@ -215,6 +216,26 @@ def test_an_agent_whose_provider_was_deleted_is_answered(served: Backend) -> Non
     assert served.gateway is not None
     stopped = served.gateway.traffic.stopped[-1]
     assert (stopped.provider, stopped.kind, stopped.answered) == ("cerebras", "foreign", True)
+    assert in_sync(served)
+
+
+def test_agents_stay_at_the_gateway_while_another_program_moves_their_provider(served: Backend) -> None:
+    """Not even a new binding follows it: if it is deleted there, a key of Letta's own would arrive at the vendor."""
+    agents, vendors = served.runtime.agents, served.vendors
+    assert served.say("Isabella", "Say hello").handles == [CEREBRAS]
+    provider, id = stored(served, "cerebras"), served.id_of("Isabella")
+    moved = {"api_key": vendors.key("cerebras").get_secret_value(), "base_url": vendors.base_url("cerebras")}
+    served.letta.patch(f"/v1/providers/{provider['id']}", json=moved).raise_for_status()
+    (isabella,) = [one for one in served.call(agents.ensure) if one.name == "Isabella"]
+    assert (isabella.done.value, isabella.changes) == ("kept", ())
+    found = served.call(find_broken, agents.registry, agents.models)
+    assert [one.why for one in found if one.agent_id == id] == []
+    bound = served.call(agents.registry.bind, id, served.call(agents.models.binding, CEREBRAS))
+    assert bound.binding.base_url == provider["base_url"]
+    served.letta.delete(f"/v1/providers/{provider['id']}").raise_for_status()
+    said = {"messages": [{"role": "user", "content": "Say hello"}]}
+    served.letta.post(f"/v1/agents/{id}/messages", json=said).raise_for_status()
+    assert served.foreign_keys() == []
     assert in_sync(served)
 
 

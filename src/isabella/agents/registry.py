@@ -22,7 +22,7 @@ from isabella.letta.llm_config import Binding, LlmConfig, LoweredLimit, binding_
 from isabella.system import audit
 from isabella.system.english import english
 from isabella.system.tasks import gather
-from isabella.system.urls import is_placeholder_url
+from isabella.system.urls import is_gateway_url, is_placeholder_url
 
 _NAMES_SHOWN = 12
 _SUMMARIES = 3  # how often a conversation is summarised at most to fit into a window
@@ -209,8 +209,8 @@ class AgentRegistry:
         """Bind an agent to a provider and a model, effective with its next message.
 
         Memory, history and the other settings of its `llm_config` stay, unless `settings` replace them; `changes` are
-        other fields of the agent to write. The agent calls the base URL that the provider has in Letta, whatever the
-        binding says, because the key in Letta belongs there (fact M6).
+        other fields of the agent to write. The agent calls the gateway, or the base URL that the provider has in
+        Letta, whatever the binding says, because the key in Letta belongs there (fact M6).
         """
         for _ in range(_BIND_ATTEMPTS):
             placed = await self.placed(binding) or binding
@@ -234,10 +234,16 @@ class AgentRegistry:
         """Return a binding with the base URL that its provider has in Letta; None if there is no such provider.
 
         Letta sends the provider's key to the agent's base URL (fact M6), so no other one is right. While a provider
-        moves, and after a move that was interrupted, this is the placeholder.
+        moves, and after a move that was interrupted, this is the placeholder. A binding to the gateway stays there if
+        another program has moved the provider away: the gateway sends the vendor no key but the configured one, also
+        if the provider is deleted (fact P7).
         """
         stored = await self.letta.providers.find(binding.provider)
-        return None if stored is None else replace(binding, base_url=stored.base_url or binding.base_url)
+        if stored is None:
+            return None
+        if is_gateway_url(binding.base_url) and not is_placeholder_url(stored.base_url):
+            return binding
+        return replace(binding, base_url=stored.base_url or binding.base_url)
 
     async def usable(self, handle: str, models: ModelCatalog, *, window: int | None = None) -> Binding:
         """Return the binding to a handle, at its provider's stored base URL.

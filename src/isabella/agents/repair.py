@@ -203,9 +203,12 @@ class AgentRepair:
 
 async def available_bindings(registry: AgentRegistry, models: ModelCatalog, *, ask: bool) -> AvailableBindings:
     """Return the bindings that agents can have. With `ask`, every vendor is asked for its models."""
+    # Another program may have moved a provider away from the gateway. Its agents stay: elsewhere they would send the
+    # vendor a key of Letta's own if the provider is deleted (fact P7).
+    own = {one.name: one.base_url for one in models.providers if one.behind_gateway and one.name in models.usable}
     # The base URL of a provider that is between two is a placeholder: an agent's own is as good as any.
     live = {
-        stored.name: None if is_placeholder_url(stored.base_url) else stored.base_url
+        stored.name: own.get(stored.name, None if is_placeholder_url(stored.base_url) else stored.base_url)
         for stored in await registry.letta.providers.all()
     }
     windows, listed = await models.listings() if ask else (models.catalog(), {})

@@ -64,7 +64,7 @@ SUBJECTS: dict[str, Callable[..., Coroutine[Any, Any, Results]]] = {
     "doctor": doctor.measure,
 }
 #: Those of the short form, whose figures it measures over five pairs or more, as the long form does.
-SHORT = ("help", "prompt", "warm", "warm_sealed", "cold", "turns", "pooled", "gateway", "console", "doctor")
+SHORT = ("help", "prompt", "warm", "warm_sealed", "cold", "turns", "pooled", "gateway", "doctor")
 
 
 def main() -> int:

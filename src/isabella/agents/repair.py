@@ -208,7 +208,7 @@ async def available_bindings(registry: AgentRegistry, models: ModelCatalog, *, a
     own = {one.name: one.base_url for one in models.providers if one.behind_gateway and one.name in models.usable}
     # The base URL of a provider that is between two is a placeholder: an agent's own is as good as any.
     live = {
-        stored.name: own.get(stored.name, None if is_placeholder_url(stored.base_url) else stored.base_url)
+        stored.name: None if is_placeholder_url(stored.base_url) else own.get(stored.name, stored.base_url)
         for stored in await registry.letta.providers.all()
     }
     windows, listed = await models.listings() if ask else (models.catalog(), {})

@@ -99,7 +99,7 @@ FIGURES = (
         "cold start of 4 vendors of 500 ms, each asked about its key first, over four bare POSTs at once",
         most=2.4,
     ),
-    Figure("cold_over_loop", "the same, over list-DELETE-POST, which asks nobody first", most=0.8),
+    Figure("cold_over_loop", "the same, over list-DELETE-POST, which stores the keys without asking", most=0.8),
     Figure("thousand_over_listing", "1,000 proven providers, over the bare listing of them", most=2.5),
     Figure(
         "ttft_ratio", "time to the first token through Isabella, over the same Letta and gateway without it", most=1.1

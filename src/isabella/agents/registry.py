@@ -131,6 +131,15 @@ class BindingResult:
         return tuple(notes)
 
 
+def agents_url(configured: str | None, stored: str | None) -> str | None:
+    """Return the base URL that the agents of a provider call: the stored one, or the gateway, if it is configured.
+
+    Agents stay at the gateway if another program has moved the provider away. Elsewhere, they would send the vendor a
+    key of Letta's own if that program deleted the provider (fact P7). While a provider moves, the stored one counts.
+    """
+    return configured if is_gateway_url(configured) and not is_placeholder_url(stored) else stored
+
+
 class AgentRegistry:
     """The agents of one Letta. Methods that send requests raise `LettaError`."""
 
@@ -234,16 +243,12 @@ class AgentRegistry:
         """Return a binding with the base URL that its provider has in Letta; None if there is no such provider.
 
         Letta sends the provider's key to the agent's base URL (fact M6), so no other one is right. While a provider
-        moves, and after a move that was interrupted, this is the placeholder. A binding to the gateway stays there if
-        another program has moved the provider away: the gateway sends the vendor no key but the configured one, also
-        if the provider is deleted (fact P7).
+        moves, and after a move that was interrupted, this is the placeholder. For the gateway see `agents_url`.
         """
         stored = await self.letta.providers.find(binding.provider)
         if stored is None:
             return None
-        if is_gateway_url(binding.base_url) and not is_placeholder_url(stored.base_url):
-            return binding
-        return replace(binding, base_url=stored.base_url or binding.base_url)
+        return replace(binding, base_url=agents_url(binding.base_url, stored.base_url) or binding.base_url)
 
     async def usable(self, handle: str, models: ModelCatalog, *, window: int | None = None) -> Binding:
         """Return the binding to a handle, at its provider's stored base URL.

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from isabella.agents.model_catalog import ModelCatalog
-from isabella.agents.registry import AgentRecord, AgentRegistry
+from isabella.agents.registry import AgentRecord, AgentRegistry, agents_url
 from isabella.errors import IsabellaError, ModelUnknown
 from isabella.letta.llm_config import Binding, LlmConfig, streams
 from isabella.letta.releases import GENERIC, OPENAI
@@ -203,12 +203,13 @@ class AgentRepair:
 
 async def available_bindings(registry: AgentRegistry, models: ModelCatalog, *, ask: bool) -> AvailableBindings:
     """Return the bindings that agents can have. With `ask`, every vendor is asked for its models."""
-    # Another program may have moved a provider away from the gateway. Its agents stay: elsewhere they would send the
-    # vendor a key of Letta's own if the provider is deleted (fact P7).
-    own = {one.name: one.base_url for one in models.providers if one.behind_gateway and one.name in models.usable}
+    usable = models.usable
+    configured = {provider.name: provider.base_url for provider in models.providers if provider.name in usable}
     # The base URL of a provider that is between two is a placeholder: an agent's own is as good as any.
     live = {
-        stored.name: None if is_placeholder_url(stored.base_url) else own.get(stored.name, stored.base_url)
+        stored.name: None
+        if is_placeholder_url(stored.base_url)
+        else agents_url(configured.get(stored.name), stored.base_url)
         for stored in await registry.letta.providers.all()
     }
     windows, listed = await models.listings() if ask else (models.catalog(), {})

@@ -230,7 +230,7 @@ CurrentRuntime = Annotated[Runtime, Depends(get_runtime)]
 
 
 def _service(name: str) -> Any:
-    # One dependency for each service: FastAPI resolves every level of dependencies anew for each request.
+    # Not a dependency on the runtime: FastAPI resolves each level of dependencies again for each request.
     async def get(request: Request) -> Any:
         return getattr(await get_runtime(request), name)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
@@ -19,6 +21,7 @@ from isabella.config.settings import load_settings
 from isabella.embedded import Progress, Server, Step
 from isabella.embedded.progress import no_progress
 from isabella.errors import ConfigurationError, EndedWhileStarting, StartFailed
+from isabella.letta.client import Connection, configured_connection
 from isabella.providers.report import Report
 from isabella.server import prerequisites, services, up
 from isabella.server.options import ServeOptions
@@ -159,6 +162,37 @@ def test_the_port_is_the_backend_s_while_letta_starts(tmp_path: Path, monkeypatc
     assert "ISABELLA_PORT" in str(told[0].remedy)
     assert [answer.status_code for answer in shown] == [503]
     assert (shown[0].json()["status"], shown[0].json()["reasons"]) == ("starting", ["Install: Letta 0.16.8."])
+
+
+def test_letta_is_stopped_only_after_the_services_have_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal in the middle of their work does not end the wait for them, although they need a moment to end."""
+    inside, order = Inside(RuntimeError(), after_sync=True), list[str]()
+
+    @asynccontextmanager
+    async def services_that_end_slowly(*_arguments: object) -> AsyncIterator[None]:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(0.3)
+            order.append("services")
+
+    def start(_settings: object, _server: object, _options: object, stack: ExitStack) -> Connection | None:
+        stack.callback(order.append, "Letta")
+        return configured_connection(
+            load_settings(environment={"LETTA_BASE_URL": "http://127.0.0.1:9"}, home=tmp_path)
+        )
+
+    monkeypatch.setattr(services, "_wait_for_letta", inside.wait)
+    monkeypatch.setattr(services, "_sync", inside.sync)
+    monkeypatch.setattr(services, "open_agents", services_that_end_slowly)
+    monkeypatch.setattr(prerequisites, "start_embedded", start)
+    monkeypatch.setattr(prerequisites, "start_gateway", lambda *_arguments: None)
+    settings = load_settings(environment={}, home=tmp_path, port=0)
+    assert up.serve(settings, inside.options) == 0
+    assert order == ["services", "Letta"]
+    assert inside.said[-1] == "Stopped."
 
 
 @pytest.mark.parametrize("deaths", [0, 1, 2])

@@ -85,6 +85,8 @@ class _Backend:
         self._app = StartupApp(self._steps, settings.host_names, self._fail)
         self._server = http_server(self._app)
         self._thread = threading.Thread(target=self._run, name="backend", daemon=True)
+        # Until Python 3.13, a `Thread.join` that a signal interrupts takes the thread for ended.
+        self._ended = threading.Event()
         self._errors: list[BaseException] = []
         self._address = backend_url(*listener.getsockname()[:2])
 
@@ -108,10 +110,10 @@ class _Backend:
                 self._prerequisites.cancel()
                 self._stop()
                 try:
-                    self._thread.join()
+                    self._ended.wait()
                 except KeyboardInterrupt:
                     self._server.force_exit = True
-                    self._thread.join()
+                    self._ended.wait()
 
     def load(self, token: Token) -> None:
         """Import the application in a separate thread; the server passes requests on to it when it is there."""
@@ -131,7 +133,7 @@ class _Backend:
 
     def wait(self) -> None:
         """Wait until the backend ends. Raises `KeyboardInterrupt` at a signal, or the error that ended the server."""
-        self._thread.join()
+        self._ended.wait()
         for error in self._errors:
             raise error
 
@@ -152,6 +154,8 @@ class _Backend:
             asyncio.run(_run_server(self._server, self._listener))
         except BaseException as error:  # noqa: BLE001 - raised by `wait`
             self._errors.append(error)
+        finally:
+            self._ended.set()
 
     def _fail(self, error: BaseException) -> None:
         self._errors.append(error)

@@ -43,7 +43,7 @@ run: setup ## Start Letta, Postgres and the backend; verify the providers
 	@exec $(BIN)/isabella up --verify
 
 check: lint ## Run before every commit: lint and the unit tests
-	@$(BIN)/python -m pytest -n 4 tests/unit
+	@$(BIN)/python -m pytest -n 3 tests/unit
 
 test: setup ## Run all tests on a real Letta and Postgres; measure coverage
 	@$(MAKE) --no-print-directory haproxy || echo "test: the test of several backends is skipped" >&2

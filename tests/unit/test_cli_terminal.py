@@ -1,17 +1,13 @@
-"""What people see on a terminal: tables at 60 columns, sentences in place of fields, and completion in bash."""
+"""What people see on a terminal: tables at 60 columns, sentences in place of fields."""
 
 from __future__ import annotations
 
 import io
 import json
-import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -168,57 +164,6 @@ def test_a_line_with_a_sentence(monkeypatch: pytest.MonkeyPatch, format: LogForm
     assert line.endswith("Isabella: created on a/b")
     assert "warning" in line
     assert "handle" not in line
-
-
-COMPLETED = [
-    ("isabella pro", ["providers"]),
-    ("isabella providers st", ["status"]),
-    ("isabella providers sync --only gr", ["groq"]),
-    ("isabella providers sync --only byok-g", ["byok-groq"]),
-    ("isabella providers sync --strategy re", ["recreate"]),
-    ("isabella agents show Is", ["Isabella"]),
-    ("isabella agents switch Isabella byok-groq/openai/gpt-oss-1", ["byok-groq/openai/gpt-oss-120b"]),
-    ("isabella doctor --prov", ["--provider"]),
-    ("isabella doctor --agent Is", ["Isabella"]),
-]
-
-#: What bash does when Tab is pressed at the end of a line.
-PRESS_TAB = """
-eval "$(isabella --show-completion bash)"
-while IFS= read -r line; do
-  read -ra COMP_WORDS <<< "$line"
-  COMP_CWORD=$(( ${#COMP_WORDS[@]} - 1 ))
-  COMPREPLY=()
-  "$(complete -p isabella | sed 's/.*-F \\([^ ]*\\) .*/\\1/')" isabella
-  (IFS='|'; echo "${COMPREPLY[*]}")
-done
-"""
-
-
-@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
-def test_completion_in_bash(tmp_path: Path) -> None:
-    """Commands, options, values, and the names of providers, agents and models, without a running Letta."""
-    (tmp_path / ".env").write_text("GROQ_API_KEY=gsk_not-a-key-only-for-this-test\n")
-    program = Path(sys.executable).parent
-    environment = {
-        "PATH": f"{program}{os.pathsep}{os.environ['PATH']}",
-        "HOME": str(tmp_path),
-        "ISABELLA_HOME": str(tmp_path / "home"),
-        "SHELL": shutil.which("bash") or "bash",
-        "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1",
-    }
-    done = subprocess.run(
-        ["bash", "--noprofile", "--norc", "-c", PRESS_TAB],
-        input="".join(f"{line}\n" for line, _ in COMPLETED),
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert [line.split("|") for line in done.stdout.splitlines()] == [names for _, names in COMPLETED], done.stderr
 
 
 def groups(command: object) -> dict[str, TyperGroup]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -171,7 +171,8 @@ def test_letta_is_stopped_only_after_the_services_have_ended(tmp_path: Path, mon
     @asynccontextmanager
     async def services_that_end_slowly(*_arguments: object) -> AsyncIterator[None]:
         try:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+            await anyio.sleep_forever()
             yield
         finally:
             with anyio.CancelScope(shield=True):

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
@@ -185,54 +180,3 @@ def test_a_backend_that_is_stopped_before_does_not_wait_for_the_application() ->
         assert backend.client.get("/health").is_success
     assert backend.failures == []
     assert backend.app.loaded.cancelled()
-
-
-# --- the whole process ----------------------------------------------------------------------------------------------
-
-
-def test_from_the_first_answer_no_request_is_refused_or_lost(tmp_path: Path) -> None:
-    """`isabella up` answers before its application is there, and every request after that is answered."""
-    with closing(listening_socket("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    environment = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(tmp_path),
-        "ISABELLA_HOME": str(tmp_path / "home"),
-        "ISABELLA_PORT": str(port),
-        "LETTA_BASE_URL": "http://127.0.0.1:9",
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from isabella.cli import main; main()", "up", "--no-practice"],
-        cwd=tmp_path,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        pages = _pages(process, port)
-        process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=SECONDS)
-    finally:
-        process.kill()
-        process.wait()
-    assert pages[0] == "Isabella is starting"
-    assert pages[-1] == "Sign in", pages
-    assert set(pages) == {"Isabella is starting", "Sign in"}
-    assert process.returncode == 0, said
-    assert "Starting: " in said
-
-
-def _pages(process: subprocess.Popen[str], port: int) -> list[str]:
-    """Return the headings of the pages from the first answer to the application's own; each on a new connection."""
-    pages: list[str] = []
-    deadline = time.monotonic() + 4 * SECONDS
-    while "Sign in" not in pages and time.monotonic() < deadline:
-        try:
-            shown = httpx.get(f"http://127.0.0.1:{port}/console", headers=PAGE, trust_env=False, timeout=SECONDS)
-        except httpx.ConnectError:
-            assert not pages, "a connection was refused after the first answer"
-            assert process.poll() is None
-            continue
-        pages.append(shown.text.partition("<h1>")[2].partition("</h1>")[0])
-    return pages

@@ -49,8 +49,9 @@ def serve(settings: Settings, options: ServeOptions) -> int:
             from isabella.server.prerequisites import start_prerequisites
 
             backend.load(token)
-            backend.go_on(start_prerequisites(settings, options, listener, stack, backend.on_step))
+            prerequisites = start_prerequisites(settings, options, listener, stack, backend.on_step)
             try:
+                backend.go_on(prerequisites)
                 backend.wait()
             except KeyboardInterrupt:
                 options.say("Stopped.")

@@ -1,12 +1,12 @@
 """Turns during which something changes: somebody switches the agent in Letta, or a vendor's key is renewed.
 
-On the real Letta: `integration/test_turns.py`. Here, when it happens is decided, and not left to chance.
+On the real Letta: `tests/letta/test_turns.py`. Here a test decides when something happens.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, MutableMapping
+from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +20,7 @@ from isabella.errors import DatabaseUnusable, LettaBroken, LettaUnreachable
 from isabella.letta.agents import AgentRow
 from isabella.letta.llm_config import Binding
 from isabella.locks.provider_lock import ProviderLock
+from isabella.server.api.turns import TurnResponse, _sent
 from isabella.system.supervision import Supervisor
 from isabella.turns import turn as turns
 from isabella.turns.agent_cache import AgentRef
@@ -33,6 +34,8 @@ from isabella.turns.events import (
     Event,
     Failover,
     Held,
+    Opened,
+    Queued,
     TurnFailed,
     Usage,
     VendorAsked,
@@ -139,7 +142,9 @@ class Stage:
         with anyio.fail_after(_SECONDS):
             return [event async for event in turn.events()]
 
-    def open(self, *answers: Answer, handles: tuple[str, ...] = (), **message: Any) -> turns.Turn:
+    def open(
+        self, *answers: Answer, handles: tuple[str, ...] = (), queue: TurnQueue | None = None, **message: Any
+    ) -> turns.Turn:
         """A turn of such an agent; `message` are fields of the message."""
         left = [*answers]
 
@@ -160,7 +165,10 @@ class Stage:
             gateway=self.gateway,
         )
         return turns.Turn(
-            deps, _speaker(THOUGHT, handles), UserMessage("Say good morning", **message), TurnQueue().take("agent-1")
+            deps,
+            _speaker(THOUGHT, handles),
+            UserMessage("Say good morning", **message),
+            (queue or TurnQueue()).take("agent-1"),
         )
 
 
@@ -210,6 +218,55 @@ def end(events: list[Event]) -> Ended:
     """The last event."""
     assert isinstance(events[-1], Ended)
     return events[-1]
+
+
+async def test_a_turn_has_progressed_when_its_message_is_sent(stage: Stage) -> None:
+    """The first event, which is told before, does not say so."""
+    turn = stage.open(answer())
+    async with aclosing(turn.events()) as events:
+        assert isinstance(await anext(events), Opened)
+        assert not turn.progressed.is_set()
+        assert isinstance(await anext(events), VendorAsked)
+        assert turn.progressed.is_set()
+
+
+async def test_a_turn_behind_another_one_has_progressed_at_once(stage: Stage) -> None:
+    """Its client is told so, and does not wait for the other turn."""
+    queue = TurnQueue()
+    with_ticket = queue.take("agent-1")
+    turn = stage.open(answer(), queue=queue)
+    async with aclosing(turn.events()) as events:
+        assert isinstance(await anext(events), Opened)
+        await turn.progressed.wait()
+        assert isinstance(await anext(events), Queued)
+        with_ticket.leave()
+        assert isinstance(await anext(events), VendorAsked)
+
+
+@pytest.mark.parametrize("sends_head", [False, True])
+async def test_a_client_that_is_gone_before_the_first_event_ends_the_turn(stage: Stage, sends_head: bool) -> None:
+    """The turn has begun before its response; its place in the queue is free again when the response has failed."""
+    queue = TurnQueue()
+    turn = stage.open(answer(between=anyio.Event()), queue=queue)
+    events = turn.events()
+    response = TurnResponse(_sent(events, await anext(events)), turn=events)
+
+    async def receive() -> dict[str, str]:
+        if sends_head:
+            await anyio.sleep_forever()
+        return {"type": "http.disconnect"}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.body":
+            raise OSError("the client has closed the connection")
+        if not sends_head:
+            await anyio.sleep_forever()
+
+    with anyio.fail_after(_SECONDS), suppress(Exception):
+        await response({"type": "http"}, receive, send)
+    assert turn.ended.is_set()
+    assert queue.waiting == 0
+    assert queue.take("agent-1").at_head.is_set()
 
 
 async def test_who_really_answers_is_told_in_the_middle(stage: Stage) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from types import SimpleNamespace
 from typing import Any
 
@@ -76,6 +77,23 @@ async def test_a_frozen_letta_is_not_taken_for_a_silent_vendor() -> None:
     _, attempt = await attempted(SilentLetta(silent))
     refusal = refusal_of(attempt)
     assert (refusal.code, refusal.counts, refusal.elsewhere) == (ErrorCode.LETTA_UNREACHABLE, False, False)
+
+
+async def test_the_message_is_sent_before_the_reader_has_anything_to_do() -> None:
+    """An HTTP client writes the head and the body of a request in steps of their own."""
+    sent: list[str] = []
+
+    async def stream(*_message: object) -> AsyncGenerator[str, None]:
+        for part in ("head", "body"):
+            await anyio.lowlevel.checkpoint()
+            sent.append(part)
+        yield PING
+
+    attempt = Attempt("agent-1", UserMessage("Hello?"), 0.05, 0.05, CancelRequest())
+    client: Any = SimpleNamespace(messages=SimpleNamespace(stream=stream, cancel=SilentLetta(None).cancel))
+    async with aclosing(attempt.events(client)) as events:
+        assert await anext(events) is None
+        assert sent == ["head", "body"]
 
 
 async def test_an_answer_goes_on_when_letta_was_frozen_only_for_a_while() -> None:

@@ -51,6 +51,7 @@ _END_SECONDS = 1.0
 #: A vendor that begins to answer just as it is given up still counts, within this time.
 _GRACE_SECONDS = 0.25
 _RUN_ID_SECONDS = 2.0
+_STEPS_TO_SEND = 4
 _CANCEL_SECONDS = 10.0
 #: After how many steps in a row in which the same call fails a turn ends. Letta's own limit is 50 steps.
 _SAME_FAILURES = 5
@@ -146,7 +147,7 @@ class Attempt:
     async def events(self, letta: LettaClient) -> AsyncGenerator[Event | None, None]:
         """Send the message and yield the answer. Errors of Letta and of the vendor end up in `refusal`.
 
-        The first event is always None: by then the request is being sent.
+        The first event is always None: by then the request is sent, if a connection to Letta was open.
         """
         inbox: asyncio.Queue[_Item] = asyncio.Queue()
         pump = asyncio.create_task(_pump(self._lines(letta), inbox))
@@ -154,6 +155,10 @@ class Attempt:
         self._until = self.sent + self.first_token
         self.cancel_request.deliver_to(inbox)
         try:
+            # The head and the body of the request are written in the next steps of the loop, before the reader of the
+            # events takes the processor.
+            for _ in range(_STEPS_TO_SEND):
+                await asyncio.sleep(0)
             yield None
             while isinstance(item := await self._next_item(inbox), str):
                 for event in self._take(item):

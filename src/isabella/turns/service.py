@@ -53,7 +53,7 @@ class TurnService:
         self._running: dict[str, Turn] = {}
 
     async def open(self, agent: str, message: str | UserMessage, conversation: str | None = None) -> Turn:
-        """Accept a turn, whose `events` must be read unless it is told to `leave`.
+        """Accept a turn, whose `events` must be read.
 
         `conversation` is the id of a conversation; None and `default` are the agent's default one. Raises
         `MessageRefused`, `QueueFull`, `ConversationUnknown`, `ConversationRefused`, or `AgentUnknown` for a name,

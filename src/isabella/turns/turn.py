@@ -148,6 +148,8 @@ class Turn:
         #: The id of the conversation, if it is not the default one.
         self.conversation = None if conversation is None else conversation.id
         self.ended = anyio.Event()
+        #: Set when the message is sent to Letta, or when the turn waits or fails before.
+        self.progressed = anyio.Event()
         self._deps = deps
         self._message = message
         self._ticket = ticket
@@ -186,12 +188,6 @@ class Turn:
         self._cancel_request.stop()
         self._ticket.give_up()
 
-    def leave(self) -> None:
-        """Free the turn's place in the queue. Needed only if `events()` is never read."""
-        self._ticket.leave()
-        self._on_end(self)
-        self.ended.set()
-
     async def events(self) -> AsyncGenerator[Event, None]:
         """Run the turn and yield its events: first `Opened`, last exactly one `Ended`.
 
@@ -211,10 +207,13 @@ class Turn:
             self._scope.cancel()
             with anyio.CancelScope(shield=True):
                 await asyncio.wait({task})
-            self.leave()
+            self._ticket.leave()
+            self._on_end(self)
+            self.ended.set()
 
     async def _emit(self, event: Event) -> None:
         """Hand an event to the reader, and wait until the reader asks for the next one."""
+        self.progressed.set()
         self._events.put_nowait(event)
         await self._events.join()
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Annotated, Any
 
+import anyio
 from fastapi import APIRouter, Path, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from sse_starlette import EventSourceResponse, ServerSentEvent
@@ -21,13 +22,14 @@ from isabella.server.runtime import Agents, Requests, Turns
 from isabella.turns.events import Event, as_json
 from isabella.turns.message import UserMessage
 from isabella.turns.service import MAX_MESSAGE_LENGTH, MESSAGE_PATTERN
-from isabella.turns.turn import Turn
 
 router = APIRouter(prefix="/api/agents/{name}/turns", tags=["turns"], responses=ERRORS)
 
 #: A client that accepts no data for this long counts as disconnected.
 _SEND_SECONDS = 60.0
 _PING_SECONDS = 15
+#: How long the head of a response waits for its message to be sent.
+_HEAD_SECONDS = 0.05
 
 Name = Annotated[
     str, Path(description="The agent's name, the id of its definition, or its id in Letta.", max_length=200)
@@ -66,10 +68,21 @@ class TurnMessage(BaseModel):
 
 
 class TurnResponse(EventSourceResponse):
-    """A turn as server-sent events. Calls `at_end` in every case, even if the client disconnects before the first."""
+    """A turn as server-sent events.
 
-    def __init__(self, content: AsyncGenerator[Any, None], *, at_end: Callable[[], None]) -> None:
+    In every case, even if the client disconnects before the first event is sent, it closes `turn` at the end, from
+    which `content` is made, and calls `at_end`.
+    """
+
+    def __init__(
+        self,
+        content: AsyncGenerator[Any, None],
+        *,
+        turn: AsyncGenerator[Event, None] | None = None,
+        at_end: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__(content, ping=_PING_SECONDS, send_timeout=_SEND_SECONDS, sep="\n")
+        self._turn = turn
         self._at_end = at_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,6 +90,9 @@ class TurnResponse(EventSourceResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
+            if self._turn is not None:
+                with anyio.CancelScope(shield=True):
+                    await self._turn.aclose()
             self._at_end()
 
 
@@ -116,7 +132,12 @@ async def send_message(
         shared = await requests.join(request, name, message, body.conversation)
         return TurnResponse(await _begun(shared), at_end=shared.leave)
     turn = await turn_service.open(name, message, body.conversation)
-    return TurnResponse(_events(turn), at_end=turn.leave)
+    events = turn.events()
+    first = await anext(events)
+    # To begin a response takes 3 ms of processor time, which Letta can use.
+    with anyio.move_on_after(_HEAD_SECONDS):
+        await turn.progressed.wait()
+    return TurnResponse(_sent(events, first), turn=events)
 
 
 @router.delete("/{id}", summary="Stop a turn", status_code=204, response_class=Response)
@@ -151,15 +172,9 @@ async def _begun(shared: SharedTurn) -> AsyncGenerator[ServerSentEvent, None]:
     return _sent(events, first)
 
 
-async def _events(turn: Turn) -> AsyncGenerator[ServerSentEvent, None]:
-    async for sent in _sent(turn.events()):
-        yield sent
-
-
-async def _sent(events: AsyncGenerator[Event, None], *first: Event) -> AsyncGenerator[ServerSentEvent, None]:
+async def _sent(events: AsyncGenerator[Event, None], first: Event) -> AsyncGenerator[ServerSentEvent, None]:
     async with aclosing(events):
-        for event in first:
-            yield _as_sent(event)
+        yield _as_sent(first)
         async for event in events:
             yield _as_sent(event)
 

@@ -263,7 +263,7 @@ async def _answer_aside(body: ResponseRequest, agents: Agents, agent_ref: AgentR
         for event in [*stream.begin(), stream.delta(text), *stream.end(usage, cut=cut)]:
             yield event
 
-    return TurnResponse(events(), at_end=lambda: None)
+    return TurnResponse(events())
 
 
 # --- turns ----------------------------------------------------------------------------------------------------------

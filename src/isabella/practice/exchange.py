@@ -120,6 +120,8 @@ class VendorExchange:
         self._send = send
         self._at = time.time()
         self._progress = Progress()
+        #: When the model has generated the latest token, in monotonic seconds; None before it has begun.
+        self._generated: float | None = None
         self._request_id = f"req_{secrets.token_hex(13)}"
         self._key = _bearer(scope)
         self._key_sha256 = None if self._key is None else fingerprint(self._key)
@@ -278,8 +280,13 @@ class VendorExchange:
             await self._send({"type": "http.response.body", "body": b""})
 
     async def _pace(self, faults: ActiveFaults) -> None:
-        """Wait for as long as the model takes for a token."""
-        await self._pause(faults.between or (_ENDLESS_PACE if faults.endless else 0.0))
+        """Wait until the model has the next token: it generates at its pace, however fast its tokens are sent."""
+        seconds = faults.between or (_ENDLESS_PACE if faults.endless else 0.0)
+        if seconds:
+            now = time.monotonic()
+            self._generated = (self._generated or now) + seconds
+            await asyncio.sleep(0)
+            await self._pause(self._generated - now)
 
     async def _deliver(self, answer: object, fault: VendorFault | None) -> None:
         """Send a JSON answer, whole or as the fault says."""

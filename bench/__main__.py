@@ -39,6 +39,7 @@ from bench import (
 from bench.results import Results
 from bench.setup import Servers
 from isabella.config.settings import load_settings
+from isabella.system.processes import interrupt_on_sigterm
 
 _PROJECT = Path(__file__).resolve().parents[1]
 
@@ -73,15 +74,16 @@ def main() -> int:
     home = arguments.home or load_settings().home
     results = Results()
     servers = Servers(home)
-    try:
-        for name in arguments.only or (SHORT if arguments.quick else SUBJECTS):
-            print(f"measuring {name} …", flush=True)
-            before, began = machine.load(), time.monotonic()
-            measured = asyncio.run(SUBJECTS[name](servers, quick=arguments.quick))
-            results.include(measured, load=max(before, machine.load()))
-            print(f"measured {name} in {time.monotonic() - began:.0f} s", flush=True)
-    finally:
-        servers.close()
+    with interrupt_on_sigterm():
+        try:
+            for name in arguments.only or (SHORT if arguments.quick else SUBJECTS):
+                print(f"measuring {name} …", flush=True)
+                before, began = machine.load(), time.monotonic()
+                measured = asyncio.run(SUBJECTS[name](servers, quick=arguments.quick))
+                results.include(measured, load=max(before, machine.load()))
+                print(f"measured {name} in {time.monotonic() - began:.0f} s", flush=True)
+        finally:
+            servers.close()
     print(f"\n{figures.table(results.figures)}\n")
     figures.keep(results.figures, arguments.output)
     if arguments.publish:

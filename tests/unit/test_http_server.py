@@ -8,7 +8,10 @@ import logging
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import AsyncGenerator
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,16 +31,46 @@ from isabella.server import startup_app
 from isabella.server.auth import _SESSION
 from isabella.server.request_limits import BodyLimits, RequestLimits, StreamLimits
 from isabella.server.sessions import Sessions
+from isabella.server.web.rendering import stream
 from isabella.system import http_server
 from isabella.system.http_server import ConnectionLimits, _Connections, admit
 from isabella.system.logging import _Limit, configure_logs
 from isabella.system.sockets import ListeningSocket, listening_socket
+
+_SECONDS = 30.0
 
 
 def test_an_idle_connection_is_kept_longer_than_clients_keep_it() -> None:
     """Otherwise a request is sent on a connection that the server is closing, and fails."""
     kept = startup_app.http_server(Starlette()).config.timeout_keep_alive
     assert kept > (httpx2.Limits().keepalive_expiry or 0) > 0
+
+
+def test_a_server_that_stops_waits_for_no_page() -> None:
+    """The event stream of an open page never ends by itself."""
+
+    async def fragments() -> AsyncGenerator[str, None]:
+        yield "<p>here</p>"
+        await anyio.sleep_forever()
+
+    async def page(_request: Request) -> Response:
+        return stream(fragments())
+
+    server = startup_app.http_server(Starlette(routes=[Route("/page", page)]))
+    server.config.timeout_graceful_shutdown = None
+    with closing(listening_socket("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with (
+            httpx2.Client(base_url=address, trust_env=False, timeout=_SECONDS) as client,
+            client.stream("GET", "/page") as response,
+        ):
+            lines = response.iter_lines()
+            assert next(lines) == "event: put"
+            server.should_exit = True
+            thread.join(_SECONDS)
+            assert not thread.is_alive()
 
 
 # --- connections ----------------------------------------------------------------------------------------------------

@@ -63,6 +63,13 @@ def admit(scope: Mapping[str, Any]) -> None:
         connection.admit()
 
 
+def end_at_shutdown(scope: Mapping[str, Any]) -> None:
+    """Mark a request whose answer never ends by itself: when the server shuts down, it is not waited for."""
+    connection = scope.get("state", {}).get(_CONNECTION)
+    if connection is not None:
+        connection.ends_at_shutdown = True
+
+
 def address_group(host: str) -> str | None:
     """Return the address, or the network of an IPv6 address, whose limits a client shares; None for loopback."""
     try:
@@ -91,6 +98,8 @@ def http_protocol(
         _admitted = False
         #: Whether the request that was answered last had been admitted.
         _was_admitted = False
+        #: Whether the answer under way never ends by itself.
+        ends_at_shutdown = False
         _dropped = 0
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -121,6 +130,7 @@ def http_protocol(
 
         def on_response_complete(self) -> None:
             self._was_admitted, self._admitted = self._admitted, False
+            self.ends_at_shutdown = False
             self._dropped = 0
             self._stop_timer()
             connections.wait(self)
@@ -130,6 +140,11 @@ def http_protocol(
             if not self.cycle.response_complete:
                 # The next request had come already.
                 self._limit_head()
+
+        def shutdown(self) -> None:
+            super().shutdown()
+            if self.ends_at_shutdown:
+                self.transport.abort()
 
         def admit(self) -> None:
             self._admitted = True

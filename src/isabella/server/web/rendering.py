@@ -19,6 +19,7 @@ from markupsafe import Markup, escape
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from isabella.agents.conversations import ConversationRecord
 from isabella.doctor.log_messages import scrub
@@ -34,6 +35,7 @@ from isabella.server.static_files import static_url
 from isabella.server.web import languages, markdown
 from isabella.server.web.attachments import split_files
 from isabella.server.web.installable import COLORS, Installable
+from isabella.system.http_server import end_at_shutdown
 from isabella.system.redaction import redact
 
 #: Longer texts are cut to this many characters; a link leads to the whole text.
@@ -319,4 +321,13 @@ def stream(fragments: AsyncGenerator[str, None]) -> Response:
             async for html in fragments:
                 yield ServerSentEvent(html.replace("\r", ""), event="put")
 
-    return EventSourceResponse(events(), ping=_PING_SECONDS, send_timeout=30.0, sep="\n")
+    return _PageStream(events(), ping=_PING_SECONDS, send_timeout=30.0, sep="\n")
+
+
+class _PageStream(EventSourceResponse):
+    """An event stream that ends with its page, its session or the server."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events."""
+        end_at_shutdown(scope)
+        await super().__call__(scope, receive, send)

@@ -54,7 +54,7 @@ def serve(settings: Settings, options: ServeOptions) -> int:
                 backend.go_on(prerequisites)
                 backend.wait()
             except KeyboardInterrupt:
-                options.say("Stopped.")
+                options.say("Stopping. Turns under way have 10 s to end; a second Ctrl-C ends them now.")
     return backend.exit_code
 
 

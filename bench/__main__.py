@@ -10,6 +10,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -74,16 +75,13 @@ def main() -> int:
     home = arguments.home or load_settings().home
     results = Results()
     servers = Servers(home)
-    with interrupt_on_sigterm():
-        try:
-            for name in arguments.only or (SHORT if arguments.quick else SUBJECTS):
-                print(f"measuring {name} …", flush=True)
-                before, began = machine.load(), time.monotonic()
-                measured = asyncio.run(SUBJECTS[name](servers, quick=arguments.quick))
-                results.include(measured, load=max(before, machine.load()))
-                print(f"measured {name} in {time.monotonic() - began:.0f} s", flush=True)
-        finally:
-            servers.close()
+    with interrupt_on_sigterm(), closing(servers):
+        for name in arguments.only or (SHORT if arguments.quick else SUBJECTS):
+            print(f"measuring {name} …", flush=True)
+            before, began = machine.load(), time.monotonic()
+            measured = asyncio.run(SUBJECTS[name](servers, quick=arguments.quick))
+            results.include(measured, load=max(before, machine.load()))
+            print(f"measured {name} in {time.monotonic() - began:.0f} s", flush=True)
     print(f"\n{figures.table(results.figures)}\n")
     figures.keep(results.figures, arguments.output)
     if arguments.publish:

@@ -33,9 +33,9 @@ _PAIRS = 5
 _PAIRS_OF_MANY = 12
 #: Pairs of turns with and without a wait for the disk.
 _PAIRS_OF_COMMITS = 12
-#: Turns of each way in one pair of the first token. A single turn differs from the next by a sixth of its time.
+#: Turns of each way in one pair of the first token.
 _TURNS = 8
-#: The same, and the pairs, in the long form: the cost of Isabella is a few hundredths of a turn.
+#: The same, and the pairs, in the long form: turns differ from each other by more than Isabella costs.
 _TURNS_LONG, _PAIRS_LONG = 20, 9
 
 

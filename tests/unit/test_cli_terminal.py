@@ -1,4 +1,4 @@
-"""What people see on a terminal: tables at 60 columns, sentences in place of fields."""
+"""What people see on a terminal: tables at 60 columns, and sentences in place of fields."""
 
 from __future__ import annotations
 

@@ -221,7 +221,7 @@ def end(events: list[Event]) -> Ended:
 
 
 async def test_a_turn_has_progressed_when_its_message_is_sent(stage: Stage) -> None:
-    """The first event, which is told before, does not say so."""
+    """When its first event is read, it is not sent yet."""
     turn = stage.open(answer())
     async with aclosing(turn.events()) as events:
         assert isinstance(await anext(events), Opened)
@@ -231,15 +231,15 @@ async def test_a_turn_has_progressed_when_its_message_is_sent(stage: Stage) -> N
 
 
 async def test_a_turn_behind_another_one_has_progressed_at_once(stage: Stage) -> None:
-    """Its client is told so, and does not wait for the other turn."""
+    """The client learns of the queue at once; its response does not wait for the other turn."""
     queue = TurnQueue()
-    with_ticket = queue.take("agent-1")
+    other = queue.take("agent-1")
     turn = stage.open(answer(), queue=queue)
     async with aclosing(turn.events()) as events:
         assert isinstance(await anext(events), Opened)
         await turn.progressed.wait()
         assert isinstance(await anext(events), Queued)
-        with_ticket.leave()
+        other.leave()
         assert isinstance(await anext(events), VendorAsked)
 
 

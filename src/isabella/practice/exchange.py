@@ -285,6 +285,7 @@ class VendorExchange:
         if seconds:
             now = time.monotonic()
             self._generated = (self._generated or now) + seconds
+            # Other requests are served, too, if this answer is late and is not paused.
             await asyncio.sleep(0)
             await self._pause(self._generated - now)
 

@@ -34,6 +34,8 @@ NOT_READY = (
     english("Agents are not ready yet."),
     english("`GET /ready` shows how far the start is; pages of the console reload by themselves."),
 )
+#: The time for answers under way when the server is stopped.
+STOP_SECONDS = 10
 #: The step before the first one, and between two of them.
 FIRST_STEP = "Isabella is starting."
 
@@ -199,7 +201,7 @@ def http_server(app: Any) -> Server:
             access_log=False,
             # Longer than clients keep one, and short enough for a flood of them.
             timeout_keep_alive=8,
-            timeout_graceful_shutdown=10,
+            timeout_graceful_shutdown=STOP_SECONDS,
         )
     )
 

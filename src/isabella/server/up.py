@@ -20,7 +20,7 @@ from isabella.config.settings import Settings
 from isabella.errors import ConfigurationError
 from isabella.server.options import ServeOptions
 from isabella.server.running_backend import address_published, backend_url, check_address, ensure_token, only_backend
-from isabella.server.startup_app import FIRST_STEP, StartupApp, http_server
+from isabella.server.startup_app import FIRST_STEP, STOP_SECONDS, StartupApp, http_server
 from isabella.system.processes import interrupt_on_sigterm
 from isabella.system.sockets import listening_socket
 from isabella.system.terminal import messages_are_json
@@ -54,7 +54,7 @@ def serve(settings: Settings, options: ServeOptions) -> int:
                 backend.go_on(prerequisites)
                 backend.wait()
             except KeyboardInterrupt:
-                options.say("Stopping. Turns under way have 10 s to end; a second Ctrl-C ends them now.")
+                options.say(f"Stopping. Turns under way have {STOP_SECONDS} s to end; a second Ctrl-C ends them now.")
     return backend.exit_code
 
 

@@ -51,6 +51,7 @@ _END_SECONDS = 1.0
 #: A vendor that begins to answer just as it is given up still counts, within this time.
 _GRACE_SECONDS = 0.25
 _RUN_ID_SECONDS = 2.0
+#: Steps of the event loop in which an HTTP client writes a request to an open connection.
 _STEPS_TO_SEND = 4
 _CANCEL_SECONDS = 10.0
 #: After how many steps in a row in which the same call fails a turn ends. Letta's own limit is 50 steps.
@@ -155,8 +156,7 @@ class Attempt:
         self._until = self.sent + self.first_token
         self.cancel_request.deliver_to(inbox)
         try:
-            # The head and the body of the request are written in the next steps of the loop, before the reader of the
-            # events takes the processor.
+            # The request is written before the reader of the events takes the processor.
             for _ in range(_STEPS_TO_SEND):
                 await asyncio.sleep(0)
             yield None

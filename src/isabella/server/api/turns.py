@@ -70,8 +70,8 @@ class TurnMessage(BaseModel):
 class TurnResponse(EventSourceResponse):
     """A turn as server-sent events.
 
-    In every case, even if the client disconnects before the first event is sent, it closes `turn` at the end, from
-    which `content` is made, and calls `at_end`.
+    At the end it closes `turn`, the events from which `content` is made, and calls `at_end`; also if the client
+    disconnects before the first event is sent.
     """
 
     def __init__(
@@ -91,8 +91,7 @@ class TurnResponse(EventSourceResponse):
             await super().__call__(scope, receive, send)
         finally:
             if self._turn is not None:
-                with anyio.CancelScope(shield=True):
-                    await self._turn.aclose()
+                await self._turn.aclose()
             self._at_end()
 
 
@@ -133,10 +132,14 @@ async def send_message(
         return TurnResponse(await _begun(shared), at_end=shared.leave)
     turn = await turn_service.open(name, message, body.conversation)
     events = turn.events()
-    first = await anext(events)
-    # To begin a response takes 3 ms of processor time, which Letta can use.
-    with anyio.move_on_after(_HEAD_SECONDS):
-        await turn.progressed.wait()
+    try:
+        first = await anext(events)
+        # To begin the response takes 3 ms of processor time. Letta gets the message before that.
+        with anyio.move_on_after(_HEAD_SECONDS):
+            await turn.progressed.wait()
+    except BaseException:
+        await events.aclose()
+        raise
     return TurnResponse(_sent(events, first), turn=events)
 
 

@@ -461,18 +461,22 @@ def test_a_letta_without_a_master_key_is_noticed_before_anything_is_opened(
     unsealed: LettaAdmin, vendors: PracticeVendors, tmp_path: Path
 ) -> None:
     """A right key in plaintext is left as it is where Letta would not seal it anyway; the remedy is Letta's key."""
+    # Killed probes have left these; the second name is that of Isabella 0.1.
+    probes = "isabella-encryption-probe", "isabella-touchstone"
+    for name in probes:
+        unsealed.provider(name, "openai", "http://127.0.0.1:9/v1", f"left-{secrets.token_hex(8)}")
     with Proxy(unsealed.letta.base_url) as proxy:
         case = plant("fresh", unsealed, vendors, proxy, tmp_path, master_key=MASTER_KEY)
         before = unsealed.rows(case.name)
         report = ensure(case.settings, case.name)
         assert unsealed.rows(case.name) == before
-        probes = [line for line in proxy.writes if case.id is not None and case.id in line]
+        changes = [line for line in proxy.writes if case.id is not None and case.id in line]
     assert (report.stored, report.action, report.proof) == (ProviderState.PLAINTEXT, KEEP, Proof.FAILED)
     assert "without a master key" in report.reason
     assert report.remedy is not None
     assert "LETTA_ENCRYPTION_KEY" in report.remedy
-    assert probes == []
-    assert unsealed.rows("isabella-touchstone") == []
+    assert changes == []
+    assert [unsealed.rows(name) for name in probes] == [[], []]
     assert case.agent is not None
     assert unsealed.say(case.agent).status_code == 200
 

@@ -29,7 +29,7 @@ from tests.support.remembered_letta import RememberedLetta, State
 
 FORMER_KEY = "ak_practice-former"
 BYSTANDER = "walk-bystander"
-TOUCHSTONE = "isabella-touchstone"
+PROBE = "isabella-encryption-probe"
 _TYPE = "openai"
 
 #: What stands in Letta -> which of Isabella's ways of writing that leads to.
@@ -39,7 +39,7 @@ SITUATIONS: dict[str, str] = {
     "stale": "update",
     "sealed elsewhere": "recreate, after an update was refused",
     "another type": "recreate",
-    "plaintext": "reseal, after the touchstone",
+    "plaintext": "reseal, after the encryption probe",
     "another type, and POST is refused": "put back",
     "another address": "move",
     "another address and type": "move by recreation",
@@ -260,7 +260,7 @@ class WalkEnv:
         assert self._endpoint("walk-one") == self.base_url()
         assert self._endpoint(BYSTANDER) == self.former_base_url
         assert self.row(BYSTANDER) == bystander
-        assert self.row(TOUCHSTONE) is None
+        assert self.row(PROBE) is None
 
     @contextmanager
     def behind_gateway(self) -> Iterator[None]:
@@ -277,7 +277,7 @@ class WalkEnv:
 
         For this, the keys that Isabella makes up are the same in the same state.
         """
-        self.memory = memory = RememberedLetta(self.admin, frozenset(["walk-one", TOUCHSTONE]))
+        self.memory = memory = RememberedLetta(self.admin, frozenset(["walk-one", PROBE]))
         try:
             with use_tokens(memory.token_hex):
                 yield memory
@@ -290,7 +290,7 @@ class WalkEnv:
         """Take everything away."""
         while self._agents:
             self.admin.http.delete(f"/v1/agents/{self._agents.popitem()[1]}").raise_for_status()
-        self.admin.clear("walk-*", "crowd-*", TOUCHSTONE)
+        self.admin.clear("walk-*", "crowd-*", PROBE)
 
 
 def count_requests(env: WalkEnv, situation: str, run: Callable[[str], object]) -> int:

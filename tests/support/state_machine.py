@@ -42,7 +42,7 @@ KEYS = ("model-first", "model-second", "c0ffee5eed" * 6 + "cafe")
 NAMES = ("machine-a", "machine-b", "machine-c")
 STRANGERS = ("stranger-a", "stranger-b")
 TYPES = ("openai", "cerebras")
-TOUCHSTONE = "isabella-touchstone"
+PROBE = "isabella-encryption-probe"
 #: What stands in a key's place while the key must not be there.
 PLACEHOLDER = "no-key-yet-"
 #: Nothing listens there.
@@ -374,7 +374,7 @@ class Machine(RuleBasedStateMachine):
         """While a provider has a gap, the gate is closed: no turn of Isabella meets it (fact P7)."""
         if sent.method == "DELETE" and (sent.status or 500) < 300:
             name = self._name_of(sent)
-            assert name == TOUCHSTONE or name in self.closed or name not in self.there, name
+            assert name == PROBE or name in self.closed or name not in self.there, name
         self._check_agents()
 
     def _check_agents(self) -> None:
@@ -398,7 +398,7 @@ class Machine(RuleBasedStateMachine):
         id = sent.path.removeprefix("/v1/providers/")
         if id not in self.names_by_id:
             self.names_by_id |= {row["id"]: name for name, row in self.world.rows().items()}
-        return self.names_by_id.get(id, TOUCHSTONE)
+        return self.names_by_id.get(id, PROBE)
 
     def _check_writes(self, sent: list[Sent], former: set[tuple[str, str | None, str | None]]) -> None:
         """Only what is declared is written, and only keys of the vendor they go to."""
@@ -406,10 +406,10 @@ class Machine(RuleBasedStateMachine):
             if not one.writes:
                 continue
             name = self._name_of(one)
-            assert name in self.desired or name == TOUCHSTONE, one
+            assert name in self.desired or name == PROBE, one
             assert one.method != "DELETE" or capabilities_of(self.world.release).recreates, one
             assert one.method != "DELETE" or self.strategy is not Strategy.IN_PLACE, one
-            if one.method == "DELETE" or name == TOUCHSTONE:
+            if one.method == "DELETE" or name == PROBE:
                 continue
             key, url = one.body["api_key"], one.body["base_url"]
             wanted = self.desired[name]

@@ -143,7 +143,7 @@ def test_whatever_goes_wrong_is_told_truly_and_healed(situation: str) -> None:
 
 
 #: A key that a sync has made up. Its random part makes no difference.
-_MADE_UP = re.compile(r"^(no-key-yet|touchstone)-[0-9a-f]+$")
+_MADE_UP = re.compile(r"^(no-key-yet|encryption-probe)-[0-9a-f]+$")
 
 
 def contents_of(fake: FakeLetta) -> Hashable:

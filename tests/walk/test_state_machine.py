@@ -17,10 +17,10 @@ from isabella.embedded import Letta, Server
 from tests.support.fake_letta import NO_KEY, looks_sealed
 from tests.support.letta_admin import PROVIDERS, open_admin
 from tests.support.letta_encryption import seal, unseal
-from tests.support.state_machine import NAMES, STRANGERS, TOUCHSTONE, Machine
+from tests.support.state_machine import NAMES, PROBE, STRANGERS, Machine
 
 _EXAMPLES, _STEPS = 5, 50
-_OURS = (*NAMES, *STRANGERS, TOUCHSTONE)
+_OURS = (*NAMES, *STRANGERS, PROBE)
 
 
 class _ToLetta(httpx2.AsyncBaseTransport):

@@ -136,7 +136,9 @@ async def _check(happened: Callable[[], Awaitable[bool]]) -> bool:
         return False
 
 
-_PROBE_NAME = "isabella-touchstone"
+_PROBE_NAME = "isabella-encryption-probe"
+#: The names of providers that a killed probe may have left in Letta; the second is that of Isabella 0.1.
+_LEFT_OVER = (_PROBE_NAME, "isabella-touchstone")
 
 
 class EncryptionState(StrEnum):
@@ -166,10 +168,10 @@ class EncryptionProbe:
             return self._state
 
     async def _test(self) -> EncryptionState:
-        key = SecretStr(f"touchstone-{secrets.token_hex(16)}")
-        left_over = await self._store.find(_PROBE_NAME)
-        if left_over is not None:
-            await self._writer.delete(left_over.id, _PROBE_NAME)
+        key = SecretStr(f"encryption-probe-{secrets.token_hex(16)}")
+        for stored in await self._store.all():
+            if stored.name in _LEFT_OVER:
+                await self._writer.delete(stored.id, stored.name)
         with anyio.CancelScope(shield=True):
             await self._writer.create(name=_PROBE_NAME, type="openai", base_url=PLACEHOLDER_URL, key=key)
             created = await self._store.find(_PROBE_NAME)

@@ -164,14 +164,21 @@ def test_the_port_is_the_backend_s_while_letta_starts(tmp_path: Path, monkeypatc
     assert (shown[0].json()["status"], shown[0].json()["reasons"]) == ("starting", ["Install: Letta 0.16.8."])
 
 
-def test_letta_is_stopped_only_after_the_services_have_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A signal in the middle of their work does not end the wait for them, although they need a moment to end."""
+@pytest.mark.parametrize("received_by", ["main thread", "other thread"])
+def test_letta_is_stopped_only_after_the_services_have_ended(
+    received_by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal in the middle of their work does not end the wait for them, although they need a moment to end.
+
+    One that another thread receives does not wake the main thread, like one that comes just before it sleeps.
+    """
     inside, order = Inside(RuntimeError(), after_sync=True), list[str]()
 
     @asynccontextmanager
     async def services_that_end_slowly(*_arguments: object) -> AsyncIterator[None]:
         try:
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+            thread = threading.main_thread() if received_by == "main thread" else threading.current_thread()
+            signal.pthread_kill(thread.ident or 0, signal.SIGTERM)
             await anyio.sleep_forever()
             yield
         finally:

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from isabella.server.running_backend import Token
     from isabella.server.services import Services
 
+#: Seconds until a signal is handled at the latest.
+_SIGNAL_SECONDS = 0.5
+
 
 def serve(settings: Settings, options: ServeOptions) -> int:
     """Serve at once, start everything meanwhile, and stop everything in reverse order after a signal.
@@ -111,10 +114,10 @@ class _Backend:
                 self._prerequisites.cancel()
                 self._stop()
                 try:
-                    self._ended.wait()
+                    self._wait_until_ended()
                 except KeyboardInterrupt:
                     self._server.force_exit = True
-                    self._ended.wait()
+                    self._wait_until_ended()
 
     def load(self, token: Token) -> None:
         """Import the application in a separate thread; the server passes requests on to it when it is there."""
@@ -134,9 +137,15 @@ class _Backend:
 
     def wait(self) -> None:
         """Wait until the backend ends. Raises `KeyboardInterrupt` at a signal, or the error that ended the server."""
-        self._ended.wait()
+        self._wait_until_ended()
         for error in self._errors:
             raise error
+
+    def _wait_until_ended(self) -> None:
+        # A signal that comes just before this thread sleeps, or to another thread, does not wake it. Python handles
+        # it when this thread runs again.
+        while not self._ended.wait(_SIGNAL_SECONDS):
+            pass
 
     def _load(self, token: Token) -> None:
         if not self._app.loaded.set_running_or_notify_cancel():

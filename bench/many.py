@@ -22,7 +22,7 @@ from bench.gateway import home_with_releases
 from bench.operator import Operator
 from bench.results import Results, Series, rounded
 from bench.setup import Servers, Setup
-from bench.start import memory_of_parts
+from bench.start import cpu_of_parts, memory_of_parts
 from isabella.embedded import Server
 from isabella.practice import PracticeVendors
 
@@ -181,9 +181,9 @@ async def _converse(
     """Have some turns with agents that are in use, and one with an agent that was idle; all in milliseconds."""
     idle = _BUSY_AGENTS + pair % (_FEW - _DEFAULT_AGENTS - _BUSY_AGENTS)
     costs.idle.append(await _say(backend, idle) * 1000)
-    before = _processor_seconds(process, server)
+    before = sum(cpu_of_parts(process, server).values())
     seconds = [await _say(backend, number % _BUSY_AGENTS) for number in range(_TURNS)]
-    costs.cpu.append((_processor_seconds(process, server) - before) / _TURNS * 1000)
+    costs.cpu.append((sum(cpu_of_parts(process, server).values()) - before) / _TURNS * 1000)
     costs.turns.append(statistics.median(seconds) * 1000)
 
 
@@ -193,12 +193,3 @@ async def _say(backend: httpx.AsyncClient, number: int) -> float:
     failure, _ = await through(backend, f"{_NAME}{number}")
     assert failure is None, failure
     return time.perf_counter() - began
-
-
-def _processor_seconds(backend: psutil.Process, server: Server) -> float:
-    """Return the processor time of everything that a turn passes through."""
-    status = server.status()
-    roots = [backend, *(psutil.Process(pid) for pid in (status.letta.pid, status.postgres.pid) if pid is not None)]
-    processes = {one for root in roots for one in (root, *root.children(recursive=True))}
-    times = [one.cpu_times() for one in processes if one.is_running()]
-    return sum(one.user + one.system for one in times)

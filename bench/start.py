@@ -238,16 +238,35 @@ async def _backend(server: Server, variables: Mapping[str, str]) -> AsyncIterato
 
 def memory_of_parts(backend: psutil.Process, server: Server) -> dict[str, float]:
     """Return the memory of each part in MB: what its processes have for themselves, and their share of the rest."""
+    parts = _processes_of_parts(backend, server)
+    return {name: sum(_share(process) for process in processes) / 1e6 for name, processes in parts.items()}
+
+
+def cpu_of_parts(backend: psutil.Process, server: Server) -> dict[str, float]:
+    """Return the processor time of each part so far in seconds, with that of sessions of Postgres that have ended."""
+    parts = _processes_of_parts(backend, server)
+    return {name: sum(_processor_seconds(process) for process in processes) for name, processes in parts.items()}
+
+
+def _processes_of_parts(backend: psutil.Process, server: Server) -> dict[str, list[psutil.Process]]:
     status = server.status()
     roots = {"letta": status.letta.pid, "postgres": status.postgres.pid}
     processes = {name: _tree(psutil.Process(pid)) for name, pid in roots.items() if pid is not None}
     own = {process for tree in processes.values() for process in tree}
     processes["backend and gateway"] = [process for process in _tree(backend) if process not in own]
-    return {name: sum(_share(process) for process in tree) / 1e6 for name, tree in processes.items()}
+    return processes
 
 
 def _tree(process: psutil.Process) -> list[psutil.Process]:
     return [process, *process.children(recursive=True)]
+
+
+def _processor_seconds(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0
+    return float(times.user + times.system + times.children_user + times.children_system)
 
 
 def _share(process: psutil.Process) -> int:

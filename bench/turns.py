@@ -6,7 +6,8 @@ import asyncio
 import os
 import statistics
 import time
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -22,6 +23,7 @@ from bench.operator import Operator
 from bench.pooled import AGENTS, CLIENTS, client_of, described, with_agents
 from bench.results import Results
 from bench.setup import Servers, Setup, superuser_url
+from bench.start import cpu_of_parts
 from bench.timing import medians
 from isabella.embedded import Server, postgres
 from isabella.practice import PracticeVendors
@@ -64,6 +66,7 @@ class Talkers:
         isabella: a client of the backend.
         backend: the backend's process.
         agents: the agents' ids by name.
+        server: the Letta and its Postgres.
         superuser: the URL of Letta's database with the superuser of its Postgres.
     """
 
@@ -71,6 +74,7 @@ class Talkers:
     isabella: httpx.AsyncClient
     backend: psutil.Process
     agents: dict[str, str]
+    server: Server
     superuser: SecretStr
     speaking: set[str] = field(default_factory=set)
 
@@ -164,22 +168,33 @@ async def _many(talkers: Talkers, results: Results, *, seconds: float, pairs: in
     before = talkers.backend.memory_info().rss
     ours: list[Tally] = []
     bare: list[Tally] = []
+    spent: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}
     for number in range(pairs):
         for through in (True, False) if number % 2 else (False, True):
             tally = Tally()
             (ours if through else bare).append(tally)
+            earlier = cpu_of_parts(talkers.backend, talkers.server)
             await _crowd(talkers, tally, block, through=through)
+            spent[through].update(cpu_of_parts(talkers.backend, talkers.server))
+            spent[through].subtract(earlier)
     growth = (talkers.backend.memory_info().rss - before) / 1024 / 1024
     rates, bare_rates = ([tally.per_second for tally in tallies] for tallies in (ours, bare))
     said = (
         f"ours {statistics.median(rates):.1f}/s, Letta alone {statistics.median(bare_rates):.1f}/s, "
-        f"{sum(tally.turns for tally in ours)} turns"
+        f"{sum(tally.turns for tally in ours)} turns; processor time of a turn: {_cost(spent[True], ours)}; "
+        f"alone: {_cost(spent[False], bare)}"
     )
     results.compare("turns_per_second_ratio", rates, bare_rates, said)
     results.add("rss_growth_mb", max(0.0, growth), f"from {before / 1024 / 1024:.0f} MB, {seconds:.0f} s")
     errors = [error for tally in ours for error in tally.errors]
     results.add("turn_errors", len(errors), "; ".join(errors[:2]))
     results.add("turn_overlaps", sum(tally.overlaps for tally in ours))
+
+
+def _cost(spent: Mapping[str, float], tallies: Iterable[Tally]) -> str:
+    """Return the processor time of each part per turn."""
+    turns = sum(tally.turns for tally in tallies)
+    return ", ".join(f"{name} {1000 * seconds / turns:.0f} ms" for name, seconds in spent.items())
 
 
 async def _crowd(talkers: Talkers, tally: Tally, seconds: float, *, through: bool) -> None:
@@ -222,4 +237,4 @@ async def _talkers(servers: Servers) -> AsyncIterator[Talkers]:
             ):
                 agents = {f"bench-{number}": await described(direct, number) for number in range(AGENTS)}
                 ids = {name: str(agent["id"]) for name, agent in agents.items()}
-                yield Talkers(direct, isabella, process, ids, superuser_url(ours, letta))
+                yield Talkers(direct, isabella, process, ids, ours, superuser_url(ours, letta))

@@ -1219,7 +1219,7 @@ def test_a_slow_reader_does_not_fill_the_memory(started: tuple[Stack, RunningDae
 
 
 def test_many_streams_at_once(started: tuple[Stack, RunningDaemon]) -> None:
-    """200 pass whole while all are open, at 128 KiB each at most; a further round takes not a quarter of it."""
+    """200 pass whole while all are open, at 64 KiB each at first; a further round leaves not a quarter of it."""
     stack, running = started
     streams, rounds, pieces, size = 200, 3, 64, 512
 
@@ -1247,9 +1247,10 @@ def test_many_streams_at_once(started: tuple[Stack, RunningDaemon]) -> None:
                 assert reply.body == stream_of(number, pieces * size)
             stack.raw.wait_until_closed()
             after.append(rss(running))
-    limit = streams * _MIB / 8
-    assert max(peaks) - before < limit
-    assert max(peaks) - peaks[0] < (rounds - 1) * limit / 4
+    limit, carried = streams * _MIB / 16, streams * pieces * size
+    assert peaks[0] - before < limit
+    # The heap of a new gateway still grows; each round would add all that was carried if it were kept.
+    assert max(peaks) - peaks[0] < (rounds - 1) * carried
     assert after[-1] - after[0] < (rounds - 1) * limit / 4
 
 

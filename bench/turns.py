@@ -193,7 +193,7 @@ async def _many(talkers: Talkers, results: Results, *, seconds: float, pairs: in
 
 def _cost(spent: Mapping[str, float], tallies: Iterable[Tally]) -> str:
     """Return the processor time of each part per turn."""
-    turns = sum(tally.turns for tally in tallies)
+    turns = sum(tally.turns for tally in tallies) or 1
     return ", ".join(f"{name} {1000 * seconds / turns:.0f} ms" for name, seconds in spent.items())
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from isabella.embedded import Letta
@@ -298,6 +299,30 @@ def test_providers_are_recreated_under_load(served: Backend) -> None:
         turns = [heard for one in talking for heard in one.result()]
     assert [heard.end["reason"] for heard in turns] == ["completed"] * len(turns)
     assert served.foreign_keys() == []
+
+
+def test_no_vendor_is_blamed_for_letta_s_database(served: Backend, letta_server: Letta) -> None:
+    """If Letta cannot read the key of a call, the events name its database, and no circuit opens."""
+    agent = served.agent("database", MISTRAL)
+    url = letta_server.database_url.get_secret_value()
+    with psycopg.connect(url, autocommit=True) as database:
+        database.execute("ALTER TABLE providers RENAME COLUMN api_key_enc TO moved")
+        try:
+            heard = [served.say(agent, f"Say {number}") for number in ("one", "two", "three", "four")]
+        finally:
+            database.execute("ALTER TABLE providers RENAME COLUMN moved TO api_key_enc")
+    for turn in heard:
+        failover = turn.one("failover")
+        assert (failover["handle"], failover["code"]) == (MISTRAL, "letta_failing")
+        assert "database" in str(failover["message"])
+        assert "SELECT" not in str(failover["message"])
+        error = turn.one("error")
+        assert (turn.end["reason"], error["code"], error["message"]) == (
+            "failed",
+            "letta_failing",
+            failover["message"],
+        )
+    assert served.say(agent, "Say five").text == "five"
 
 
 def test_a_message_edited_over_the_api(served: Backend) -> None:

@@ -147,6 +147,37 @@ def test_lines(given: str, piece: object) -> None:
             None,
             True,
         ),
+        (
+            "internal_error",
+            "Unhandled LLM error: (sqlalchemy.dialects.postgresql.asyncpg.Error) "
+            "<class 'asyncpg.exceptions.ConnectionDoesNotExistError'>: connection was closed\n"
+            "[SQL: SELECT providers.organization_id FROM providers]",
+            ErrorCode.LETTA_FAILING,
+            None,
+            False,
+        ),
+        (
+            "llm_error",
+            "Unhandled LLM error: [Errno 111] Connect call failed ('127.0.0.1', 5432) [BYOK]",
+            ErrorCode.LETTA_FAILING,
+            None,
+            False,
+        ),
+        (
+            "llm_error",
+            "Unhandled LLM error: QueuePool limit of size 25 overflow 10 reached, connection timed out, timeout 30 "
+            "(Background on this error at: https://sqlalche.me/e/20/3o7r) [BYOK]",
+            ErrorCode.LETTA_FAILING,
+            None,
+            False,
+        ),
+        (
+            "internal_error",
+            "Database connection temporarily unavailable. Please retry your request.",
+            ErrorCode.LETTA_FAILING,
+            None,
+            False,
+        ),
         ("llm_error", "INVALID_ARGUMENT: Bad request …: Error code: 400 - {}", ErrorCode.REQUEST_REFUSED, 400, False),
         ("internal_error", "Message content is empty or invalid", ErrorCode.LETTA_FAILING, None, False),
         ("context_window_overflow_in_system_prompt", "too large", ErrorCode.CONTEXT_FULL, None, False),
@@ -157,6 +188,13 @@ def test_errors(kind: str, detail: str, code: ErrorCode, status: int | None, cou
     refusal = classify_refusal(kind, detail)
     assert (refusal.code, refusal.status, refusal.counts) == (code, status, counts)
     assert "OpenAI" not in refusal.message or status is None
+
+
+def test_an_error_of_the_database_tells_no_statement() -> None:
+    """Its statement has parameters, such as what was said."""
+    detail = "Unhandled LLM error: (sqlalchemy.exc.DBAPIError) deadlock\n[SQL: SELECT $1]\n[parameters: ('secret',)]"
+    message = classify_refusal("internal_error", detail).message
+    assert message == "Letta cannot use its database: (sqlalchemy.exc.DBAPIError) deadlock"
 
 
 @pytest.mark.parametrize("name", REFUSALS)

@@ -202,6 +202,10 @@ def classify_refusal(type: str, detail: str) -> VendorRefusal:
         if status is None
         else _code_of_refusal(status, f"{words} {_error_code(detail)}")
     )
+    if code is ErrorCode.LETTA_FAILING and _WORDING[code].search(words):
+        # Below its first line are the statement and its parameters.
+        words = words.removeprefix("Unhandled LLM error: ").partition("\n")[0]
+        message = english("Letta cannot use its database: %(error)s", error=redact(words)[:_MAX_MESSAGE])
     return _refusal(code, message, status, retry_delay(detail) if code is ErrorCode.RATE_LIMITED else None)
 
 

@@ -103,7 +103,7 @@ _NOT_OF_AN_OUTAGE = (
 )
 #: Failures after which Letta may still continue the turn.
 _LOST = (ErrorCode.LETTA_UNREACHABLE, ErrorCode.LETTA_FAILING)
-_OF_GATEWAY = (ErrorCode.GATEWAY_REFUSED, ErrorCode.GATEWAY_UNREACHABLE)
+_OF_LETTA_OR_GATEWAY = (ErrorCode.GATEWAY_REFUSED, ErrorCode.GATEWAY_UNREACHABLE, ErrorCode.LETTA_FAILING)
 
 
 @dataclass(frozen=True)
@@ -960,7 +960,7 @@ def unanswered_turn(refusals: list[VendorRefusal]) -> TurnFailed:
             ErrorCode.NO_VENDOR, english("The agent has no usable model."), english("Switch it to another model.")
         )
     only = refusals[0]
-    if only.code in _OF_GATEWAY and all(refusal.code is only.code for refusal in refusals):
+    if only.code in _OF_LETTA_OR_GATEWAY and all(refusal.code is only.code for refusal in refusals):
         return TurnFailed(
             only.code, only.message, english("Run `isabella doctor`: it names the cause."), status=only.status
         )

@@ -130,7 +130,8 @@ class Backend:
     def agent(self, name: str, *handles: str, settings: Mapping[str, Any] | None = None, **fields: Any) -> str:
         """An agent of its own for a test, bound to the first handle and preferring all of them. Returns its name.
 
-        `settings` are further fields of its `llm_config`, `fields` those of Letta's agent.
+        One of this name that the tests of another file have left in the same Letta is deleted. `settings` are
+        further fields of its `llm_config`, `fields` those of Letta's agent.
         """
         from isabella.agents.metadata import MANAGED_TAG, definition_tag
         from isabella.agents.model_catalog import ModelCatalog
@@ -138,6 +139,8 @@ class Backend:
         models = ModelCatalog.of(self.settings)
         binding = anyio.run(models.binding, handles[0]).suited(fields.get("agent_type"))
         definition = f"test-{name}"
+        for left in self.letta.get("/v1/agents/", params={"name": name}).raise_for_status().json():
+            self.letta.delete(f"/v1/agents/{left['id']}").raise_for_status()
         made = self.letta.post(
             "/v1/agents/",
             json={

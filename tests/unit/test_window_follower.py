@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import Mock
@@ -100,3 +102,60 @@ async def test_a_window_is_lowered_although_letta_fails_at_first(
     assert agents.agent.binding == record(8192).binding
     sentence = "smol takes at most 9,102 tokens per minute. The context window of A has 8,192 tokens now."
     events.add_notice.assert_called_once_with(sentence, "smol")
+
+
+class ManyAgents(Agents):
+    """Some agents with a window that is too large. Notes when each is bound, and how many hold their queue."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(0, 0)
+        self.agents = {f"agent-{one}": replace(record(32_768), id=f"agent-{one}") for one in range(number)}
+        self.began: list[float] = []
+        self.ended: list[float] = []
+        self.holding = 0
+        self.most_holding = 0
+
+    async def overview(self) -> list[AgentRecord]:
+        """Return them."""
+        return [*self.agents.values()]
+
+    async def get(self, id: str) -> AgentRecord:
+        """Return one, while other tasks run."""
+        self.began.append(anyio.current_time())
+        await anyio.sleep(0.005)
+        return self.agents[id]
+
+    async def bind(self, id: str, binding: Binding) -> None:
+        """Give it another window, while other tasks run."""
+        await anyio.sleep(0.005)
+        self.agents[id] = replace(record(binding.window), id=id)
+        self.ended.append(anyio.current_time())
+
+    @asynccontextmanager
+    async def reached(self) -> AsyncIterator[None]:
+        """Hold the queue of an agent, which has no turn meanwhile."""
+        self.holding += 1
+        self.most_holding = max(self.holding, self.most_holding)
+        yield
+        self.holding -= 1
+
+
+@pytest.mark.anyio
+async def test_letta_is_left_to_turns_while_many_windows_change() -> None:
+    """One agent is bound after the other, with a pause as long as the binding took; few turns have to wait."""
+    agents, models, events = ManyAgents(12), ModelCatalog([]), Mock()
+    queue = SimpleNamespace(take=lambda _id: SimpleNamespace(reached=agents.reached))
+    service: Any = SimpleNamespace(registry=agents, models=models)
+    told = anyio.Semaphore(0)
+    events.add_notice.side_effect = lambda *_arguments: told.release()
+    async with window_follower.run_window_follower(service, cast("TurnQueue", queue), events):
+        models.cap("smol", 8192, "smol takes at most 9,102 tokens per minute.")
+        with anyio.fail_after(10):
+            for _ in agents.agents:
+                await told.acquire()
+    assert {agent.binding for agent in agents.agents.values()} == {record(8192).binding}
+    pauses = [after - before for before, after in zip(agents.ended, agents.began[1:], strict=False)]
+    took = [ended - began for began, ended in zip(agents.began, agents.ended, strict=True)]
+    assert len(pauses) == len(took) - 1
+    assert all(pause > 0.9 * binding for pause, binding in zip(pauses, took, strict=False))
+    assert agents.most_holding <= 4

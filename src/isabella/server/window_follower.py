@@ -32,8 +32,10 @@ log = structlog.get_logger()
 _INTERVAL = 300.0
 #: The pause after Letta has failed.
 _RETRY_SECONDS = 5.0
-#: The most agents that are bound, or whose turns are waited for, at once.
-_AT_ONCE = 32
+#: The most agents that are being bound, or whose turns are waited for, at once.
+_AT_ONCE = 4
+#: How long Letta, one process for all turns, is left to them after an agent, in times of what its binding took.
+_REST = 1.0
 
 
 def followed(record: AgentRecord, former: Mapping[str, int], limits: Mapping[str, int]) -> Binding | None:
@@ -76,6 +78,8 @@ class _WindowFollower:
         self._limits: Mapping[str, int] = {}
         self._places = anyio.CapacityLimiter(_AT_ONCE)
         self._waiting: set[str] = set()  # the ids of agents whose turns are waited for
+        self._binding = anyio.Lock()
+        self._rested = 0.0  # when the next agent may be bound, on the clock of the event loop
 
     async def run(self) -> None:
         """Follow until cancelled."""
@@ -125,12 +129,13 @@ class _WindowFollower:
         try:
             async with self._places, self._queue.take(agent_id).reached():
                 self._waiting.discard(agent_id)
-                record = await self._service.registry.get(agent_id)
-                binding = wanted(record)
-                if binding is None:
-                    return
-                with audit.change("agent.window", record.name, model=binding.handle, tokens=binding.window):
-                    await self._service.registry.bind(record.id, binding)
+                async with self._paced():
+                    record = await self._service.registry.get(agent_id)
+                    binding = wanted(record)
+                    if binding is None:
+                        return
+                    with audit.change("agent.window", record.name, model=binding.handle, tokens=binding.window):
+                        await self._service.registry.bind(record.id, binding)
         except IsabellaError as error:
             log.warning("window not changed", agent=agent_id, error=error.what)
             if isinstance(error, LettaUnreachable):
@@ -141,6 +146,18 @@ class _WindowFollower:
         sentence = self._sentence(binding, record.name)
         log.info("window changed", agent=record.name, sentence=sentence)
         self._events.add_notice(sentence, binding.provider)
+
+    @asynccontextmanager
+    async def _paced(self) -> AsyncIterator[None]:
+        """Bind one agent at a time, with pauses: a window may change for thousands of agents at once."""
+        async with self._binding:
+            await anyio.sleep_until(self._rested)
+            began = anyio.current_time()
+            try:
+                yield
+            finally:
+                now = anyio.current_time()
+                self._rested = now + _REST * (now - began)
 
     def _sentence(self, binding: Binding, agent: str) -> str:
         cap = self._service.models.cap_of(binding.provider, binding.model)

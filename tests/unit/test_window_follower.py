@@ -91,7 +91,7 @@ async def test_a_window_is_lowered_although_letta_fails_at_first(
     """The agent need not be known when the limit becomes known. The notice states the reason of the limit."""
     monkeypatch.setattr(window_follower, "_RETRY_SECONDS", 0.01)
     agents, models, events = Agents(reads, binds), ModelCatalog([]), Mock()
-    queue = SimpleNamespace(take=lambda _id: SimpleNamespace(reached=nullcontext))
+    queue = SimpleNamespace(in_use=(), take=lambda _id: SimpleNamespace(reached=nullcontext))
     service: Any = SimpleNamespace(registry=agents, models=models)
     told = anyio.Event()
     events.add_notice.side_effect = lambda *_arguments: told.set()
@@ -110,6 +110,7 @@ class ManyAgents(Agents):
     def __init__(self, number: int) -> None:
         super().__init__(0, 0)
         self.agents = {f"agent-{one}": replace(record(32_768), id=f"agent-{one}") for one in range(number)}
+        self.order: list[str] = []
         self.began: list[float] = []
         self.ended: list[float] = []
         self.holding = 0
@@ -121,6 +122,7 @@ class ManyAgents(Agents):
 
     async def get(self, id: str) -> AgentRecord:
         """Return one, while other tasks run."""
+        self.order.append(id)
         self.began.append(anyio.current_time())
         await anyio.sleep(0.005)
         return self.agents[id]
@@ -142,9 +144,10 @@ class ManyAgents(Agents):
 
 @pytest.mark.anyio
 async def test_letta_is_left_to_turns_while_many_windows_change() -> None:
-    """One agent is bound after the other, with a pause as long as the binding took; few turns have to wait."""
+    """One agent is bound after the other, those in use first, with pauses as long; few turns have to wait."""
     agents, models, events = ManyAgents(12), ModelCatalog([]), Mock()
-    queue = SimpleNamespace(take=lambda _id: SimpleNamespace(reached=agents.reached))
+    in_use = {"agent-7", "agent-11"}
+    queue = SimpleNamespace(in_use=in_use, take=lambda _id: SimpleNamespace(reached=agents.reached))
     service: Any = SimpleNamespace(registry=agents, models=models)
     told = anyio.Semaphore(0)
     events.add_notice.side_effect = lambda *_arguments: told.release()
@@ -159,3 +162,4 @@ async def test_letta_is_left_to_turns_while_many_windows_change() -> None:
     assert len(pauses) == len(took) - 1
     assert all(pause > 0.9 * binding for pause, binding in zip(pauses, took, strict=False))
     assert agents.most_holding <= 4
+    assert set(agents.order[:2]) == in_use

@@ -104,7 +104,9 @@ class _WindowFollower:
         records = await self._service.registry.overview()
         wanted = partial(self._wanted, self._limits, limits)
         self._limits = limits
-        for record in records:
+        in_use = self._queue.in_use
+        # Agents in use come first: their next requests may be too large for the vendor.
+        for record in sorted(records, key=lambda record: record.id not in in_use):
             if record.id not in self._waiting and wanted(record) is not None:
                 self._waiting.add(record.id)
                 self._tasks.start_soon(self._bind, record.id, wanted)

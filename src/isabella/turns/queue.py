@@ -54,6 +54,11 @@ class TurnQueue:
         """The number of tickets that wait behind the first of their queue."""
         return sum(len(queue) - 1 for queue in self._queues.values())
 
+    @property
+    def in_use(self) -> frozenset[str]:
+        """The ids of the agents that have a turn, or whose turns wait."""
+        return frozenset(self._queues)
+
     def take(self, agent_id: str) -> Ticket:
         """Return a ticket at the end of an agent's queue, or raise `QueueFull`. It must be waited for, or left."""
         queue = self._queues.setdefault(agent_id, deque())

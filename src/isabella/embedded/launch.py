@@ -81,7 +81,7 @@ _MIGRATIONS_TLS = "ISABELLA_MIGRATIONS_TLS"
 _MIGRATIONS_LOCK = 0x15ABE11A
 _EAGER = ("selectin", "joined", "subquery", "immediate")
 _PLAIN = (str, int, float, bool, type(None))
-_ASK_EVERY, _SECONDS_FOR_USER = 0.2, 60.0
+_ASK_EVERY, _SECONDS_FOR_ROWS = 0.2, 60.0
 _EMBEDDINGS = re.compile(r"(?<=/embeddings/)[^/\s]+(?=/v1)")
 
 
@@ -359,9 +359,11 @@ def migrations_lock(url: str) -> Iterator[None]:
             time.sleep(_ASK_EVERY)
         yield
         if waited:
-            # The server that has migrated a new database makes Letta's user next; two would fail on each other.
-            users, deadline = alchemy.text("SELECT true FROM users LIMIT 1"), time.monotonic() + _SECONDS_FOR_USER
-            while not connection.execute(users).scalar() and time.monotonic() < deadline:
+            # The server that has migrated a new database makes Letta's user, tools and sandbox next; two servers would
+            # fail on each other. The sandbox is the last of these rows.
+            made = alchemy.text("SELECT true FROM sandbox_configs LIMIT 1")
+            deadline = time.monotonic() + _SECONDS_FOR_ROWS
+            while not connection.execute(made).scalar() and time.monotonic() < deadline:
                 time.sleep(_ASK_EVERY)
     engine.dispose()
 

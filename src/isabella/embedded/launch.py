@@ -359,7 +359,7 @@ def migrations_lock(url: str) -> Iterator[None]:
             time.sleep(_ASK_EVERY)
         yield
         if waited:
-            # The server that has migrated a new database makes Letta's user, tools and sandbox next; two servers would
+            # The server that has migrated a new database makes Letta's user, tools and sandbox next; two would
             # fail on each other. The sandbox is the last of these rows.
             made = alchemy.text("SELECT true FROM sandbox_configs LIMIT 1")
             deadline = time.monotonic() + _SECONDS_FOR_ROWS

@@ -56,8 +56,8 @@ minute, so that it is looked up in Letta by its name.
 Of Isabella, the start grows with the agents: it reads them with their tags from Letta's Postgres, so that turns find
 them while Letta is away, and to decide how their archival memory is searched. After the start, the texts of all
 blocks are compared with their histories in the background. Nothing in a turn goes through all agents or messages.
-If the window of a model changes, all its agents are bound again one by one, so that Letta has time for turns: ten
-thousand take a quarter of an hour.
+If the window of a model changes, all its agents are bound again, those in use first, one by one and with pauses, so
+that Letta has time for turns.
 """
 
 
